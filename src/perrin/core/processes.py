@@ -1,0 +1,324 @@
+"""Processes: how one field is corrupted, and how one row of a plan moves it back.
+
+- `Gaussian`: `x_t = α_t x_0 + σ_t z`, in a subspace if asked (zero centre of mass).
+- `Categorical`: a category is kept with probability `α_t`, else drawn anew from the prior `π` (Austin et al. 2021, D3PM).
+- `Composite`: the same interface over a dict of fields.
+
+The symmetric variants (bonds) need no option: a `Pairs` layout makes symmetric noise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from perrin.core.layout import Layout, Layouts
+from perrin.core.noise import Noise
+from perrin.core.plan import Affine, Jump, Row, Stage
+from perrin.core.schedules import Power, RectifiedFlow, Schedule
+from perrin.core.solvers import Solver
+
+State = dict[str, Tensor]
+"""Fields by name."""
+
+
+@lru_cache(maxsize=256)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A small constant on the device; cached, because each new one would make the host wait for the device."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+class Process(ABC):
+    """The corruption of one field and its reverse moves."""
+
+    schedule: Schedule
+
+    @abstractmethod
+    def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
+        """`x_t` for clean data; `t` is `[B]`."""
+
+    @abstractmethod
+    def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
+        """A draw at `time`, the first of a plan, as if no signal were left there."""
+
+    @abstractmethod
+    def rows(self, solver: Solver, stages: Sequence[Stage], *, decode: bool) -> list[Row]:
+        """This field's row for each stage of a plan."""
+
+    @abstractmethod
+    def step(
+        self,
+        x: Tensor,
+        estimates: Sequence[Tensor],
+        row: Row,
+        noise: Noise,
+        layout: Layout,
+        *,
+        name: str,
+        step: int,
+    ) -> Tensor:
+        """Run one row. `estimates` are the denoiser's, newest first."""
+
+    def takes_order(self, order: int) -> bool:
+        """Whether rows of this order mean anything for the process."""
+        return order == 1
+
+
+PRIOR_STEP = 0
+"""The noise step of the prior; row k of a plan uses step k + 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(Process):
+    """Gaussian corruption of a real field.
+
+    Arguments:
+        features: shape of a row, e.g. `(3,)` for positions, `(C, H, W)` for a `Dense` grid.
+        schedule: of α and σ.
+        zero_com: keep the field in the subspace of zero mean over the rows of each sample (Köhler et al. 2020). The noise
+            is projected, so that each coordinate has variance `(n − 1)/n`.
+    """
+
+    features: tuple[int, ...]
+    schedule: Schedule = field(default_factory=RectifiedFlow)
+    zero_com: bool = False
+
+    def project(self, x: Tensor, layout: Layout) -> Tensor:
+        """Into the subspace: zero padding, zero centre of mass if asked."""
+        return layout.center(x) if self.zero_com else layout.restrict(x)
+
+    def draw(self, noise: Noise, layout: Layout, *, name: str, step: int) -> Tensor:
+        """Standard normal noise in the subspace."""
+        return self.project(noise.normal(layout, self.features, field=name, step=step), layout)
+
+    def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
+        z = self.draw(noise, layout, name=name, step=PRIOR_STEP).to(x_0.dtype)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return layout.expand(alpha, x_0) * self.project(x_0, layout) + layout.expand(sigma, x_0) * z
+
+    def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
+        sigma = float(self.schedule.sigma(torch.tensor(time, dtype=torch.float64)))
+        return sigma * self.draw(noise, layout, name=name, step=PRIOR_STEP)
+
+    def rows(self, solver: Solver, stages: Sequence[Stage], *, decode: bool) -> list[Row]:
+        return list(solver.rows(stages, self.schedule))
+
+    def step(
+        self,
+        x: Tensor,
+        estimates: Sequence[Tensor],
+        row: Row,
+        noise: Noise,
+        layout: Layout,
+        *,
+        name: str,
+        step: int,
+    ) -> Tensor:
+        if row is None:
+            return x
+        assert isinstance(row, Affine)
+        out = row.a * x
+        for b, estimate in zip(row.b, estimates, strict=False):
+            out = out + b * estimate
+        if row.c:
+            out = out + row.c * self.draw(noise, layout, name=name, step=step).to(x.dtype)
+        return self.project(out, layout)
+
+    def takes_order(self, order: int) -> bool:
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Categorical(Process):
+    """A chain on K categories: `q(x_t | x_0) = α_t [x_t = x_0] + (1 − α_t) π(x_t)`.
+
+    The reverse move from t to s is exact for the denoiser's `p(x_0)`, which is what makes two coupled fields drift by
+    no more than 1/T: with likelihood `L(x_0) = q(x_t | x_0)` and `w = p(x_0) / L(x_0)`,
+
+        p(x_s | x_t) ∝ q(x_t | x_s) [α_s w(x_s) + (1 − α_s) π(x_s) Σ w].
+
+    Arguments:
+        prior_probabilities: `π`, K numbers. `Categorical.uniform(K)`, `.marginal(counts)` and `.absorbing(K)` make them.
+        absorbing_state: the mask's category when the prior is a mask; the denoiser gives it no probability.
+        schedule: only `α` is used.
+        features: shape of a row, `()` for one category per row; e.g. `(H, W)` for a `Dense` grid.
+    """
+
+    prior_probabilities: tuple[float, ...]
+    schedule: Schedule = field(default_factory=Power)
+    absorbing_state: int | None = None
+    features: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        total = sum(self.prior_probabilities)
+        if abs(total - 1) > 1e-6 or min(self.prior_probabilities) < 0:
+            raise ValueError(f"expected prior probabilities that sum to 1, got {self.prior_probabilities}")
+
+    @classmethod
+    def uniform(
+        cls, categories: int, schedule: Schedule | None = None, features: tuple[int, ...] = ()
+    ) -> Categorical:
+        """Every category equally likely."""
+        return cls.marginal((1.0,) * categories, schedule, features)
+
+    @classmethod
+    def marginal(
+        cls, counts: Sequence[float], schedule: Schedule | None = None, features: tuple[int, ...] = ()
+    ) -> Categorical:
+        """The prior is the data's frequency of each category (Vignac et al. 2023)."""
+        total = float(sum(counts))
+        return cls(
+            prior_probabilities=tuple(c / total for c in counts),
+            schedule=schedule or Power(),
+            features=features,
+        )
+
+    @classmethod
+    def absorbing(
+        cls, categories: int, schedule: Schedule | None = None, features: tuple[int, ...] = ()
+    ) -> Categorical:
+        """A mask, category number `categories`, is the prior; the field then has `categories + 1` values."""
+        return cls(
+            prior_probabilities=(0.0,) * categories + (1.0,),
+            schedule=schedule or Power(),
+            absorbing_state=categories,
+            features=features,
+        )
+
+    @property
+    def categories(self) -> int:
+        """Number of values the noised field can take, the mask included."""
+        return len(self.prior_probabilities)
+
+    def _prior_tensor(self, like: Tensor) -> Tensor:
+        return _constant(self.prior_probabilities, like.dtype, like.device)
+
+    def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
+        u = noise.uniform(layout, (*self.features, 2), field=name, step=PRIOR_STEP)
+        fresh = self._draw_prior(u[..., 0])
+        keep = u[..., 1] < layout.expand(self.schedule.alpha(t), x_0)
+        return layout.restrict(torch.where(keep, x_0, fresh))
+
+    def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
+        u = noise.uniform(layout, (*self.features, 2), field=name, step=PRIOR_STEP)
+        return layout.restrict(self._draw_prior(u[..., 0]))
+
+    def _draw_prior(self, u: Tensor) -> Tensor:
+        edges = tuple(accumulate(self.prior_probabilities))
+        return torch.bucketize(u * edges[-1], _constant(edges[:-1], u.dtype, u.device), right=True)
+
+    def rows(self, solver: Solver, stages: Sequence[Stage], *, decode: bool) -> list[Row]:
+        out: list[Row] = []
+        alphas = [
+            [
+                float(self.schedule.alpha(torch.tensor(min(t, 1.0), dtype=torch.float64)))
+                for t in (s.start, s.stop)
+            ]
+            for s in stages
+        ]
+        last = max((k for k, s in enumerate(stages) if s.stop < s.start), default=-1)
+        for k, (start, stop) in enumerate(alphas):  # churn beyond t = 1 moves nothing: all is noise already
+            out.append(Jump(start, stop, decode=decode and k == last) if stop != start else None)
+        return out
+
+    def step(
+        self,
+        x: Tensor,
+        estimates: Sequence[Tensor],
+        row: Row,
+        noise: Noise,
+        layout: Layout,
+        *,
+        name: str,
+        step: int,
+    ) -> Tensor:
+        if row is None:
+            return x
+        assert isinstance(row, Jump)
+        if row.alpha_stop < row.alpha_start:  # churn: forward, keep with probability α_s / α_t
+            u = noise.uniform(layout, (*self.features, 2), field=name, step=step)
+            keep = u[..., 1] < row.alpha_stop / row.alpha_start
+            return layout.restrict(torch.where(keep, x, self._draw_prior(u[..., 0])))
+        p = self.posterior(x, estimates[0], row)
+        if row.decode:
+            return layout.restrict(p.argmax(dim=-1))
+        u = noise.uniform(layout, self.features, field=name, step=step)
+        cumulative = torch.cumsum(p, dim=-1)
+        drawn = (u[..., None] * cumulative[..., -1:] >= cumulative[..., :-1]).sum(dim=-1)
+        return layout.restrict(drawn)
+
+    def posterior(self, x_t: Tensor, logits: Tensor, row: Jump) -> Tensor:
+        """Unnormalised `p(x_s | x_t)`, `[..., K]`, for the denoiser's logits over clean categories."""
+        # at least float32: rounded to bfloat16, one uniform number in 512 would be 1
+        p0 = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+        prior = self._prior_tensor(p0)
+        if p0.shape[-1] < self.categories:  # the mask, which is never clean
+            p0 = torch.nn.functional.pad(p0, (0, 1))
+        here = torch.nn.functional.one_hot(x_t, self.categories).to(p0.dtype)
+        prior_here = prior[x_t].unsqueeze(-1)
+        likelihood = row.alpha_start * here + (1 - row.alpha_start) * prior_here
+        w = torch.where(likelihood > 0, p0 / likelihood.clamp(min=1e-30), 0.0)
+        beta = row.alpha_start / row.alpha_stop
+        move = beta * here + (1 - beta) * prior_here
+        p = move * (row.alpha_stop * w + (1 - row.alpha_stop) * prior * w.sum(-1, keepdim=True))
+        if self.absorbing_state is not None:  # what has left the mask stays
+            p = torch.where((x_t != self.absorbing_state).unsqueeze(-1), here, p)
+        return p
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composite(Process):
+    """A process for each field of a state.
+
+    Arguments:
+        fields: process by field name.
+        clock_field: whose schedule a solver consults where it must choose times itself (churn); the first by default.
+    """
+
+    fields: Mapping[str, Process]
+    clock_field: str | None = None
+
+    @property
+    def clock(self) -> Process:
+        """The field whose schedule the stages are made from."""
+        return self.fields[self.clock_field or next(iter(self.fields))]
+
+    @property
+    def schedule(self) -> Schedule:  # type: ignore[override]
+        return self.clock.schedule
+
+    def corrupt_state(self, x_0: State, t: Tensor, noise: Noise, layouts: Layouts) -> State:
+        """`x_t`, field by field, with the clock `t` `[B]`."""
+        return {k: p.corrupt(x_0[k], t, noise, layouts[k], name=k) for k, p in self.fields.items()}
+
+    def prior_state(self, noise: Noise, layouts: Layouts, *, time: float = 1.0) -> State:
+        """A draw at `time`, field by field."""
+        return {k: p.prior(noise, layouts[k], name=k, time=time) for k, p in self.fields.items()}
+
+    def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
+        return self.fields[name].corrupt(x_0, t, noise, layout, name=name)
+
+    def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
+        return self.fields[name].prior(noise, layout, name=name, time=time)
+
+    def rows(self, solver: Solver, stages: Sequence[Stage], *, decode: bool) -> list[Row]:
+        raise TypeError("a composite has rows for each of its fields: use make_plan")
+
+    def step(
+        self,
+        x: Tensor,
+        estimates: Sequence[Tensor],
+        row: Row,
+        noise: Noise,
+        layout: Layout,
+        *,
+        name: str,
+        step: int,
+    ) -> Tensor:
+        return self.fields[name].step(x, estimates, row, noise, layout, name=name, step=step)

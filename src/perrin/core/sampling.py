@@ -1,0 +1,91 @@
+"""The sampling loop: run a plan's rows. It knows no α, no σ and no method's name.
+
+There is no host synchronisation in the loop: coefficients are Python floats, times are rows of one device tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perrin.core.denoiser import Denoiser, check
+from perrin.core.layout import Layouts
+from perrin.core.noise import Noise
+from perrin.core.plan import Plan
+from perrin.core.processes import PRIOR_STEP, Composite, Process, State
+
+Constraint = Callable[[State, float], State]
+"""Called with the state after a row and the time it stands at; returns the state to go on with."""
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    process: Process,
+    plan: Plan,
+    layouts: Layouts,
+    noise: Noise,
+    *,
+    condition: Any = None,
+    start: State | None = None,
+    constraint: Constraint | None = None,
+    self_condition: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> State:
+    """Draw samples: from the prior (or `start`) through every row of `plan`.
+
+    Arguments:
+        denoiser: estimates the clean state; called exactly `plan.nfe` times.
+        process: the composite the plan was made for (a lone process is a composite with the field `"x"`).
+        layouts: which rows belong to which sample, per field.
+        noise: `CounterNoise(seeds)` makes sample i independent of the batch it sits in.
+        condition: handed to the denoiser.
+        start: the state at the plan's first time, in place of a draw from the prior there.
+        constraint: acts on the state after each row.
+        self_condition: hand the denoiser its previous estimate.
+        progress: called with the number of rows done.
+
+    Returns:
+        The state at the plan's last time.
+    """
+    check(denoiser, plan)
+    composite = process if isinstance(process, Composite) else Composite(fields={"x": process})
+    x = dict(start) if start is not None else composite.prior_state(noise, layouts, time=plan.start)
+    first = next(iter(x.values()))
+    dtype = next((v.dtype for v in x.values() if v.is_floating_point()), torch.float32)
+    evaluations = [s.time for s in plan.stages if s.time is not None]
+    times = torch.tensor(evaluations, dtype=dtype).to(first.device, non_blocking=True)
+
+    history: list[State] = []
+    anchor, evaluated = x, 0
+    for k, stage in enumerate(plan.stages):
+        if stage.store:
+            anchor = x
+        if stage.time is not None:
+            t = times[evaluated].expand(_batch(layouts))
+            previous = history[0] if self_condition and history else None
+            estimate = denoiser(x, t, condition=condition, layouts=layouts, previous=previous)
+            history = [estimate, *history[: plan.history - 1]]
+            evaluated += 1
+        base = anchor if stage.anchored else x
+        moved: State = {}
+        for name, field in composite.fields.items():
+            row = plan.rows[name][k]
+            origin = base[name] if row is not None else x[name]
+            estimates: list[Tensor] = [h[name] for h in history]
+            moved[name] = field.step(
+                origin, estimates, row, noise, layouts[name], name=name, step=PRIOR_STEP + 1 + k
+            )
+        x = {**x, **moved}
+        if constraint is not None:
+            x = constraint(x, stage.stop)
+        if progress is not None:
+            progress(k + 1)
+    return x
+
+
+def _batch(layouts: Layouts) -> int:
+    return next(iter(layouts.values())).batch

@@ -1,0 +1,545 @@
+"""Truth for tests: exact denoisers, and one-line assertions for the authors of plug-ins.
+
+    assert_schedule(MySchedule())
+    assert_process(MyProcess(…), Padded.from_sizes(sizes), x_0)
+    assert_solver_order(MySolver(), RectifiedFlow(), order=2)
+    assert_evaluations(MySolver(), RectifiedFlow())
+    assert_denoiser(my_denoiser, process, layouts_of)
+    assert_batch_invariant(my_denoiser, process, plan, layouts_of)
+
+The oracles know the data's distribution, so that every number a sampler makes has a right answer:
+
+- `GaussianMixture`: `p(x_0) = Σ_k w_k N(μ_k, s_k²)`. With `v_k = α² s_k² + σ²` and responsibilities
+  `r_k ∝ w_k N(x_t; α μ_k, v_k)`, the posterior mean is `E[x_0 | x_t] = Σ_k r_k (μ_k + α s_k² / v_k (x_t − α μ_k))`.
+- `CategoricalTable`: any joint distribution over a few positions; the posterior by enumeration.
+- `output_std`: the exact standard deviation that a solver gives on Gaussian data, where every step is linear.
+
+Only torch and the standard library are needed, so that plug-ins can be tested wherever they run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perrin.core.denoiser import Denoiser
+from perrin.core.layout import Dense, Layout, Layouts, Padded, Pairs, Ragged
+from perrin.core.noise import CounterNoise, Noise, sample_seeds
+from perrin.core.plan import Plan, make_plan, plan_steps
+from perrin.core.processes import Categorical, Composite, Gaussian, Process, State
+from perrin.core.sampling import sample
+from perrin.core.schedules import Schedule
+from perrin.core.solvers import DDPM, Solver
+
+_F64 = torch.float64
+
+
+# ---------------------------------------------------------------------------------------------------------- oracles
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """A mixture of K Gaussians in D dimensions, each with a standard deviation of its own.
+
+    Arguments:
+        means: `μ`, `[K, D]`.
+        stds: `s`, `[K]`.
+        weights: `w`, `[K]`, positive; normalised here.
+    """
+
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+
+    @classmethod
+    def example(cls, dtype: torch.dtype = _F64) -> GaussianMixture:
+        """Three components in the plane, unequal and overlapping: the standard problem of Perrin's tests."""
+        means = torch.tensor([[1.5, 0.0], [-1.0, 1.0], [0.0, -1.5]], dtype=dtype)
+        stds, weights = torch.tensor([0.5, 0.4, 0.6], dtype=dtype), torch.tensor([0.5, 0.3, 0.2], dtype=dtype)
+        return cls(means, stds, weights)
+
+    @classmethod
+    def gaussian(
+        cls, std: float, dim: int = 1, mean: float = 0.0, dtype: torch.dtype = _F64
+    ) -> GaussianMixture:
+        """One component: `N(mean, std²)` in every dimension."""
+        means, one = torch.full((1, dim), mean, dtype=dtype), torch.ones(1, dtype=dtype)
+        return cls(means, std * one, one)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """`n` draws, `[n, D]`."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        return self.means[k] + self.stds[k, None] * z
+
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets `x − α μ_k` `[B, K, D]`, variances `v_k` `[B, K]` and log joint densities `[B, K]`."""
+        alpha, sigma = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
+        offset = x[:, None] - alpha[..., None] * self.means
+        v = (alpha * self.stds) ** 2 + sigma**2
+        log_w = torch.log(self.weights / self.weights.sum())
+        d = self.means.shape[1]
+        return offset, v, log_w - 0.5 * (offset.square().sum(-1) / v + d * torch.log(2 * math.pi * v))
+
+    def log_density(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
+        """`log p(x_t)` in nats, `[B]`, for `x` `[B, D]`; of the data themselves with the defaults."""
+        a, s = (torch.as_tensor(v, dtype=x.dtype) for v in (alpha, sigma))
+        return torch.logsumexp(self._components(x, a, s)[2], dim=1)
+
+    def posterior_mean(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+        """`E[x_0 | x_t]`, `[B, D]`; `alpha` and `sigma` are numbers or `[B]`."""
+        a, s = (torch.as_tensor(v, dtype=x.dtype) for v in (alpha, sigma))
+        offset, v, log_joint = self._components(x, a, s)
+        means = self.means + (a.reshape(-1, 1) * self.stds**2 / v)[..., None] * offset
+        return (torch.softmax(log_joint, dim=1)[..., None] * means).sum(dim=1)
+
+    def denoiser(self, schedule: Schedule, *, field: str = "x") -> Denoiser:
+        """The exact denoiser of a `Dense` field of shape `[B, D]`."""
+
+        def denoise(
+            x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
+        ) -> State:
+            return {field: self.posterior_mean(x[field], schedule.alpha(t), schedule.sigma(t))}
+
+        return denoise
+
+    def flow(self, x: Tensor, schedule: Schedule, start: float, stop: float, *, steps: int = 400) -> Tensor:
+        """The probability-flow ODE from time `start` to `stop > 0`: a reference that shares nothing with the solvers.
+
+        In `y = x/α` and `ℓ = log(σ/α)` it is `dy/dℓ = y − E[x_0]`, solved by the classical Runge–Kutta method of order 4.
+        """
+        ends = torch.tensor([start, stop], dtype=_F64)
+        l, (a0, a1) = (-schedule.lam(ends)).tolist(), schedule.alpha(ends).tolist()
+        h = (l[1] - l[0]) / steps
+
+        def f(y: Tensor, at: float) -> Tensor:
+            return y - self.posterior_mean(y, 1.0, math.exp(at))
+
+        y = x / a0
+        for i in range(steps):
+            at = l[0] + i * h
+            k1 = f(y, at)
+            k2 = f(y + h / 2 * k1, at + h / 2)
+            k3 = f(y + h / 2 * k2, at + h / 2)
+            y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + f(y + h * k3, at + h))
+        return y * a1
+
+
+@dataclass(frozen=True, eq=False)
+class CategoricalTable:
+    """A joint distribution over n positions of K categories, small enough to enumerate.
+
+    Arguments:
+        table: probabilities, `[K, …, K]` with n axes.
+    """
+
+    table: Tensor
+
+    @property
+    def states(self) -> Tensor:
+        """Every state, `[K^n, n]`, in the order of `table.flatten()`."""
+        return torch.tensor(list(product(range(self.table.shape[0]), repeat=self.table.ndim)))
+
+    def posterior(self, x_t: Tensor, process: Categorical, t: Tensor) -> Tensor:
+        """Exact marginals `p(x_0[i] | x_t)`, `[B, n, K]`, for `x_t` `[B, n]` and `t` `[B]`."""
+        states, k = self.states, self.table.shape[0]
+        alpha = process.schedule.alpha(t.to(_F64)).reshape(-1, 1, 1)
+        prior = torch.tensor(process.prior_probabilities, dtype=_F64)
+        likelihood = alpha * (states[None] == x_t[:, None]) + (1 - alpha) * prior[x_t][:, None]  # [B, S, n]
+        joint = self.table.flatten().to(_F64) * likelihood.prod(dim=-1)
+        marginals = torch.einsum("bs,snk->bnk", joint, torch.nn.functional.one_hot(states, k).to(_F64))
+        return marginals / marginals.sum(dim=-1, keepdim=True)
+
+    def denoiser(self, process: Categorical, *, field: str = "x") -> Denoiser:
+        """The exact per-position denoiser of a `Dense` field of shape `[B, n]`: what a perfect network would give."""
+
+        def denoise(
+            x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
+        ) -> State:
+            return {field: torch.log(self.posterior(x[field], process, t))}
+
+        return denoise
+
+
+class _BasisNoise(Noise):
+    """The k-th draw is the k-th unit vector: a field of coefficients over independent noises."""
+
+    def normal(self, layout: Layout, features: tuple[int, ...], *, field: str, step: int) -> Tensor:
+        return torch.eye(features[0], dtype=_F64)[None, step]
+
+    def uniform(self, layout: Layout, features: tuple[int, ...], *, field: str, step: int) -> Tensor:
+        raise AssertionError("a Gaussian field asks for normal noise only")
+
+
+def output_std(solver: Solver, schedule: Schedule, times: Sequence[float] | Tensor, data_std: float) -> float:
+    """The exact standard deviation of what a solver makes of data `N(0, data_std²)` with the exact denoiser.
+
+    Every step is linear, so the state is a vector of coefficients over independent standard normal numbers (the start and
+    one for each row), run through the real loop; the output's standard deviation is its norm. The start has the marginal
+    variance `α² data_std² + σ²`, so an exact solver returns the marginal's at the last time.
+    """
+    data = GaussianMixture.gaussian(data_std)
+
+    def denoise(x: State, t: Tensor, **_: Any) -> State:
+        a, s = schedule.alpha(t), schedule.sigma(t)
+        return {"x": data.posterior_mean(x["x"].reshape(-1, 1), a, s).reshape(x["x"].shape)}
+
+    rows = len(make_plan(Gaussian(features=(1,), schedule=schedule), solver, times).stages)
+    process = Gaussian(features=(rows + 1,), schedule=schedule)
+    plan = make_plan(process, solver, times)
+    first = torch.tensor(plan.start, dtype=_F64)
+    std = ((data_std * schedule.alpha(first)) ** 2 + schedule.sigma(first) ** 2).sqrt()
+    start = {"x": std * torch.eye(rows + 1, dtype=_F64)[:1]}
+    out = sample(denoise, process, plan, {"x": Dense(1)}, _BasisNoise(), start=start)
+    return float(out["x"].norm())
+
+
+class CountedNoise(Noise):
+    """Another noise, and `draws`: how often it was asked."""
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise, self.draws = noise, 0
+
+    def normal(self, layout: Layout, features: tuple[int, ...], *, field: str, step: int) -> Tensor:
+        self.draws += 1
+        return self.noise.normal(layout, features, field=field, step=step)
+
+    def uniform(self, layout: Layout, features: tuple[int, ...], *, field: str, step: int) -> Tensor:
+        self.draws += 1
+        return self.noise.uniform(layout, features, field=field, step=step)
+
+
+class CountedDenoiser:
+    """Another denoiser, and `times`: the time of each evaluation."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        self.times: list[float] = []
+
+    def __call__(
+        self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
+    ) -> State:
+        self.times.append(float(t[0]))
+        return self.denoiser(x, t, condition=condition, layouts=layouts, previous=previous)
+
+
+# ------------------------------------------------------------------------------------------------------- assertions
+
+
+def assert_schedule(schedule: Schedule, *, times: Tensor | None = None) -> None:
+    """Rates agree with central differences, `t(λ)` inverts `λ_t`, `λ` falls strictly, dtype and shape are kept."""
+    t = torch.linspace(0.02, 0.98, 49, dtype=_F64) if times is None else times.to(_F64)
+    h = 1e-5
+    for value, rate in ((schedule.alpha, schedule.alpha_rate), (schedule.sigma, schedule.sigma_rate)):
+        torch.testing.assert_close(rate(t), (value(t + h) - value(t - h)) / (2 * h), rtol=1e-6, atol=1e-7)
+    lam = schedule.lam(t)
+    assert bool((lam[1:] < lam[:-1]).all()), f"{schedule}: expected λ to fall strictly, got {lam.tolist()}"
+    torch.testing.assert_close(schedule.time(lam), t, rtol=1e-9, atol=1e-10)
+    ends = torch.tensor([0.0, 1.0], dtype=_F64)
+    alpha, sigma = schedule.alpha(ends), schedule.sigma(ends)
+    assert bool(torch.isfinite(alpha).all() and torch.isfinite(sigma).all()), (
+        f"{schedule}: not finite at its ends"
+    )
+    assert float(alpha[0]) > 0, f"{schedule}: no signal at t = 0"
+    assert float(sigma[1]) > 0, f"{schedule}: no noise at t = 1"
+    for f in (schedule.alpha, schedule.sigma, schedule.alpha_rate, schedule.sigma_rate):
+        low = f(t.float().reshape(-1, 1))
+        assert (low.dtype, low.shape) == (torch.float32, (len(t), 1)), f"{schedule}: dtype or shape not kept"
+        torch.testing.assert_close(low[:, 0].double(), f(t.float().double()), rtol=1e-4, atol=1e-5)
+
+
+def assert_process(
+    process: Process,
+    layout: Layout,
+    x_0: Tensor,
+    *,
+    estimate: Callable[[Tensor], Tensor] | None = None,
+    draws: int = 4000,
+    times: tuple[float, float] = (0.7, 0.6),
+) -> None:
+    """A process against its own definition, for clean data `x_0` in `layout`.
+
+    - At t = 0 nothing is corrupted (where `σ_0 = 0`); the same noise gives the same state; padding stays zero, `Pairs` stay
+      symmetric; every sample is bitwise the one that it is alone in its batch.
+    - With the truth as estimate, the reverse move from `t` to `s` reproduces the forward marginal at `s` (means and
+      variances within five standard errors over `draws` draws), and a whole chain from the prior ends at the data.
+
+    Arguments:
+        estimate: the denoiser's output when it knows `x_0`; known for `Gaussian` and `Categorical`. Without it the reverse
+            move is not looked at.
+        draws: the number of copies of every sample.
+        times: `t` and `s` of the reverse move.
+    """
+    batch, name = layout.batch, "x"
+    dtype = x_0.dtype if x_0.is_floating_point() else torch.float32
+    noise = CounterNoise(sample_seeds(0, range(batch)), dtype)
+    t = torch.linspace(0.3, 0.9, batch, dtype=dtype)
+
+    clean = layout.restrict(process.project(x_0, layout) if isinstance(process, Gaussian) else x_0)
+    if float(process.schedule.sigma(torch.zeros((), dtype=_F64))) == 0:
+        torch.testing.assert_close(
+            process.corrupt(clean, torch.zeros_like(t), noise, layout, name=name), clean
+        )
+    states = [process.corrupt(clean, t, noise, layout, name=name), process.prior(noise, layout, name=name)]
+    again = [process.corrupt(clean, t, noise, layout, name=name), process.prior(noise, layout, name=name)]
+    for x, y in zip(states, again, strict=True):
+        given, made = (x_0.dtype, tuple(x_0.shape)), (x.dtype, tuple(x.shape))
+        assert made == given, f"expected {given}, got {made}"
+        assert torch.equal(x, y), "the same noise gave two different states"
+        assert torch.equal(layout.restrict(x), x), "padding is not zero"
+        if isinstance(layout, Pairs):
+            assert torch.equal(x, x.transpose(1, 2)), "a pair field is not symmetric"
+    for i, whole in enumerate(split(layout, states[0])):
+        one, row = take(layout, i), take_field(layout, clean, i)
+        alone = process.corrupt(
+            row, t[i : i + 1], CounterNoise(noise.seeds[i : i + 1], dtype), one, name=name
+        )
+        assert torch.equal(split(one, alone)[0], whole), f"sample {i} depends on its batch"
+
+    estimate = estimate or _truth(process)
+    if estimate is None:
+        return
+    many, copies = tile(layout, draws), tile_field(layout, clean, draws)
+    seeds = sample_seeds(1, range(batch * draws))
+    start, stop = times
+    full = torch.full((batch * draws,), 1.0, dtype=dtype)
+    x_t = process.corrupt(copies, start * full, CounterNoise(seeds, dtype), many, name=name)
+    plan = make_plan(process, DDPM(), [start, stop])
+    row_ = plan.rows["x"][0]
+    x_s = process.step(x_t, [estimate(copies)], row_, CounterNoise(seeds, dtype), many, name=name, step=1)
+    other = CounterNoise(sample_seeds(2, range(batch * draws)), dtype)
+    expected = process.corrupt(copies, stop * full, other, many, name=name)
+    _assert_same_moments(_draws(layout, x_s, draws), _draws(layout, expected, draws))
+
+    def truth(x: State, t: Tensor, **_: Any) -> State:
+        return {"x": estimate(clean)}
+
+    chain = plan_steps(process, DDPM(), 6)
+    end = sample(truth, process, chain, {"x": layout}, noise)["x"]
+    if float(process.schedule.sigma(torch.zeros((), dtype=_F64))) == 0:
+        torch.testing.assert_close(end, clean, rtol=1e-5, atol=1e-5)
+
+
+def assert_solver_order(
+    solver: Solver,
+    schedule: Schedule,
+    order: float,
+    *,
+    counts: Sequence[int] = (64, 128, 256),
+    slack: float = 0.15,
+    grid: Callable[[int], Tensor] | None = None,
+) -> None:
+    """A solver converges with `order`: its error falls by `2^order` when the number of intervals doubles.
+
+    A deterministic solver is held against a Runge–Kutta reference on a three-component mixture in the plane with the
+    exact denoiser (root mean square over 32 paths); a stochastic one against the exact standard deviation of Gaussian
+    data (`output_std`), which is its weak order. Each slope must be at least `order − slack`.
+
+    The grid is even in `λ = log(α/σ)` from t = 0.999 to 0.02: multistep methods have their order only where neighbouring
+    steps in λ have nearly equal lengths, which even times break at both ends. Another grid must end above 0, too.
+    """
+    if grid is None:
+        ends = schedule.lam(torch.tensor([0.999, 0.02], dtype=_F64)).tolist()
+
+        def grid(n: int) -> Tensor:
+            return schedule.time(torch.linspace(ends[0], ends[1], n + 1, dtype=_F64))
+
+    error = _weak_error if solver.stochastic else _strong_error
+    errors = [error(solver, schedule, grid(n)) for n in counts]
+    for i in range(len(counts) - 1):
+        slope = math.log(errors[i] / errors[i + 1]) / math.log(counts[i + 1] / counts[i])
+        assert slope >= order - slack, (
+            f"{solver.name} with {schedule}: expected order {order} (at least {order - slack:.2f}), got {slope:.2f} "
+            f"from n = {counts[i]} to {counts[i + 1]}; errors {errors}"
+        )
+
+
+def _strong_error(solver: Solver, schedule: Schedule, times: Tensor) -> float:
+    data, generator, n = GaussianMixture.example(), torch.Generator().manual_seed(0), 32
+    clean = data.sample(n, generator)
+    z = torch.randn(clean.shape, generator=generator, dtype=_F64)
+    start = schedule.alpha(times[0]) * clean + schedule.sigma(times[0]) * z
+    process = Gaussian(features=(2,), schedule=schedule)
+    plan, noise = make_plan(process, solver, times), CounterNoise(sample_seeds(0, range(n)), _F64)
+    out = sample(data.denoiser(schedule), process, plan, {"x": Dense(n)}, noise, start={"x": start})["x"]
+    truth = data.flow(start, schedule, float(times[0]), float(times[-1]))
+    return float((out - truth).square().mean().sqrt())
+
+
+def _weak_error(solver: Solver, schedule: Schedule, times: Tensor, data_std: float = 0.5) -> float:
+    truth = ((data_std * schedule.alpha(times[-1])) ** 2 + schedule.sigma(times[-1]) ** 2).sqrt()
+    return abs(output_std(solver, schedule, times, data_std) / float(truth) - 1)
+
+
+def assert_evaluations(solver: Solver, schedule: Schedule, *, budgets: Sequence[int] = range(1, 13)) -> None:
+    """`plan_steps(nfe)` costs exactly `nfe` evaluations, `plan.nfe` says so, and a sampler makes as many.
+
+    A deterministic solver asks for no noise beyond the prior's.
+    """
+    process, data = Gaussian(features=(2,), schedule=schedule), GaussianMixture.example()
+    for nfe in budgets:
+        plan = plan_steps(process, solver, nfe)
+        denoiser = CountedDenoiser(data.denoiser(schedule))
+        noise = CountedNoise(CounterNoise(sample_seeds(0, range(3)), _F64))
+        out = sample(denoiser, process, plan, {"x": Dense(3)}, noise)["x"]
+        assert plan.nfe == nfe == len(denoiser.times), (
+            f"{solver.name}: {nfe}, {plan.nfe}, {len(denoiser.times)}"
+        )
+        assert bool(torch.isfinite(out).all()), (
+            f"{solver.name} with {schedule} and {nfe} evaluations: not finite"
+        )
+        if not solver.stochastic:
+            assert noise.draws == 1, f"{solver.name} is deterministic but drew noise {noise.draws - 1} times"
+
+
+LayoutsOf = Callable[[Tensor], Layouts]
+"""Layouts of the samples with the given indices, `[B]` int64."""
+
+
+def assert_denoiser(
+    denoiser: Denoiser,
+    process: Composite,
+    layouts_of: LayoutsOf,
+    *,
+    count: int = 6,
+    times: Sequence[float] = (1.0, 0.5, 1e-3),
+    tolerance: float = 1e-5,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Every field has a finite estimate of the right shape at all times, and no sample sees its neighbours."""
+    seeds, layouts = sample_seeds(0, range(count)), layouts_of(torch.arange(count))
+    x = process.prior_state(CounterNoise(seeds, dtype), layouts)
+    for time in times:
+        t = torch.full((count,), time, dtype=dtype)
+        whole = denoiser(x, t, layouts=layouts)
+        for name, field in process.fields.items():
+            shape = tuple(x[name].shape)
+            if isinstance(field, Categorical):
+                clean = field.categories - (field.absorbing_state is not None)
+                shape = (*shape, clean)
+            assert whole[name].shape == shape, (
+                f"field {name!r}: expected {tuple(shape)}, got {tuple(whole[name].shape)}"
+            )
+            real = [bool(torch.isfinite(v).all()) for v in split(layouts[name], whole[name])]
+            assert all(real), f"field {name!r}: not finite at t = {time:g}"
+        for i in range(count):
+            one = {k: take(v, i) for k, v in layouts.items()}
+            alone = denoiser({k: take_field(layouts[k], v, i) for k, v in x.items()}, t[:1], layouts=one)
+            for name in process.fields:
+                a, b = split(one[name], alone[name])[0], split(layouts[name], whole[name])[i]
+                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def assert_batch_invariant(
+    denoiser: Denoiser,
+    process: Process,
+    plan: Plan,
+    layouts_of: LayoutsOf,
+    *,
+    count: int = 64,
+    batch: int = 5,
+    tolerance: float = 0.0,
+    condition_of: Callable[[Tensor], Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """`count` samples made together equal those made `batch` at a time in reverse order; bitwise unless `tolerance`."""
+
+    def run(indices: Tensor) -> list[dict[str, Tensor]]:
+        layouts = layouts_of(indices)
+        noise = CounterNoise(sample_seeds(7, indices), dtype)
+        condition = condition_of(indices) if condition_of else None
+        state = sample(denoiser, process, plan, layouts, noise, condition=condition)
+        fields = {k: split(layouts[k], v) for k, v in state.items()}
+        return [{k: v[i] for k, v in fields.items()} for i in range(len(indices))]
+
+    together = run(torch.arange(count))
+    order = torch.arange(count).flip(0)
+    apart = [one for part in order.split(batch) for one in run(part)][::-1]
+    for i, (a, b) in enumerate(zip(together, apart, strict=True)):
+        for name in a:
+            gap = float((a[name].double() - b[name].double()).abs().max()) if a[name].numel() else 0.0
+            assert gap <= tolerance, (
+                f"sample {i}, field {name!r}: differs by {gap:.3g} between batches of {count} and {batch}"
+            )
+
+
+# -------------------------------------------------------------------------------------------------- parts of batches
+
+
+def split(layout: Layout, x: Tensor) -> list[Tensor]:
+    """A field's real rows, sample by sample."""
+    if isinstance(layout, Padded):
+        return [v[m] for v, m in zip(x, layout.mask, strict=True)]
+    if isinstance(layout, Pairs):
+        return [v[m][:, m] for v, m in zip(x, layout.mask, strict=True)]
+    if isinstance(layout, Ragged):
+        return [x[layout.index == i] for i in range(layout.batch)]
+    return list(x)
+
+
+def take(layout: Layout, i: int) -> Layout:
+    """The layout of sample `i` alone; padding is kept."""
+    if isinstance(layout, Padded | Pairs):
+        return type(layout)(layout.mask[i : i + 1])
+    if isinstance(layout, Ragged):
+        return Ragged(torch.zeros_like(layout.index[layout.index == i]), 1)
+    return Dense(1)
+
+
+def take_field(layout: Layout, x: Tensor, i: int) -> Tensor:
+    """Sample `i` of a field, as a batch of one."""
+    return x[layout.index == i] if isinstance(layout, Ragged) else x[i : i + 1]
+
+
+def tile(layout: Layout, copies: int) -> Layout:
+    """The layout of the batch repeated `copies` times."""
+    if isinstance(layout, Padded | Pairs):
+        return type(layout)(layout.mask.repeat(copies, 1))
+    if isinstance(layout, Ragged):
+        shift = torch.arange(copies).repeat_interleave(len(layout.index)) * layout.batch
+        return Ragged(layout.index.repeat(copies) + shift, layout.batch * copies)
+    return Dense(layout.batch * copies)
+
+
+def tile_field(layout: Layout, x: Tensor, copies: int) -> Tensor:
+    """A field repeated `copies` times along its first axis."""
+    return x.repeat(copies, *([1] * (x.ndim - 1)))
+
+
+def _draws(layout: Layout, x: Tensor, copies: int) -> Tensor:
+    """`[copies, …]` in float64; categories become indicators."""
+    if not x.is_floating_point():
+        x = torch.nn.functional.one_hot(x)
+    return x.reshape(copies, x.shape[0] // copies, *x.shape[1:]).to(_F64)
+
+
+def _assert_same_moments(a: Tensor, b: Tensor, sigmas: float = 5.0) -> None:
+    """Equal means and variances of two sets of independent draws `[n, …]`: element by element, and of two sums over all
+    elements (along the mean, and of the squares), which see a small error that all elements share."""
+    width = max(a.shape[-1], b.shape[-1])
+    a, b = (torch.nn.functional.pad(v, (0, width - v.shape[-1])).flatten(1) for v in (a, b))
+    squares = tuple((v - b.mean(dim=0)).square() for v in (a, b))
+    along = tuple(v @ b.mean(dim=0, keepdim=True).T for v in (a, b))
+    spread = tuple(v.mean(dim=1, keepdim=True) for v in squares)
+    for what, (x, y) in {"means": (a, b), "variances": squares, "mean": along, "variance": spread}.items():
+        error = ((x.var(dim=0) + y.var(dim=0)) / len(x)).sqrt()
+        gap = (x.mean(dim=0) - y.mean(dim=0)).abs()
+        worst = float((gap / (sigmas * error + 1e-6)).max()) * sigmas
+        assert worst <= sigmas, (
+            f"reverse and forward {what} differ by {worst:.1f} s.e., expected at most {sigmas:g}"
+        )
+
+
+def _truth(process: Process) -> Callable[[Tensor], Tensor] | None:
+    if isinstance(process, Gaussian):
+        return lambda x: x
+    if isinstance(process, Categorical):
+        clean = process.categories - (process.absorbing_state is not None)
+        return lambda x: torch.log(torch.nn.functional.one_hot(x, clean).float())
+    return None

@@ -1,0 +1,283 @@
+"""Molecules in files: SDF, extended XYZ, SMILES.
+
+SDF keeps everything: Kekulé bonds, formal charges, a title, data items. Reading does not sanitise, so a
+generated molecule with wrong valences comes back as it was written. XYZ has no bonds (`Molecule.bonds` is
+then `None`). SMILES have no geometry: one is made on reading. All writing is atomic: a temporary file in
+the same folder, then a rename. Coordinates are in Å; an SDF holds four decimals of them, an XYZ eight.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.structure import Molecule
+from perrin.modalities.molecule.textfile import read_text, write_atomic
+
+READABLE = ".sdf, .xyz, .extxyz, .smi, .smiles, .csv"
+WRITABLE = ".sdf, .xyz, .extxyz, .smi, .smiles"
+
+
+def read_molecules(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
+    """The molecules of a file, by its suffix: SDF, (extended) XYZ, SMILES, or CSV with a column `smiles`.
+
+    Arguments:
+        path: the file.
+        elements: the atomic numbers that are allowed; all, if `None`.
+
+    Raises:
+        PerrinError: the file is missing, empty, of another kind, or a record in it is wrong (which one is said).
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".sdf":
+        return read_sdf(path, elements)
+    if suffix in (".xyz", ".extxyz"):
+        return read_xyz(path, elements)
+    if suffix in (".smi", ".smiles", ".csv"):
+        return read_smiles(path, elements)
+    raise PerrinError(f"expected a file with one of the suffixes {READABLE}, got {path}")
+
+
+def write_molecules(path: str | Path, molecules: Sequence[Molecule]) -> None:
+    """Write a file of the kind that the suffix names: SDF, (extended) XYZ, or SMILES."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".sdf":
+        write_sdf(path, molecules)
+    elif suffix in (".xyz", ".extxyz"):
+        write_xyz(path, molecules)
+    elif suffix in (".smi", ".smiles"):
+        write_smiles(path, molecules)
+    else:
+        raise PerrinError(f"expected an output file with one of the suffixes {WRITABLE}, got {path}")
+
+
+def write_sdf(path: str | Path, molecules: Iterable[Molecule]) -> None:
+    """Write an SDF (V2000): Kekulé bonds, formal charges, the name as title, the properties as data items."""
+    from rdkit import Chem, rdBase
+
+    from perrin.modalities.molecule.chem import to_rdkit
+
+    lines: list[str] = []
+    with rdBase.BlockLogs():
+        for molecule in molecules:
+            mol = to_rdkit(replace(molecule, name=" ".join(molecule.name.split())[:80]))
+            mol.UpdatePropertyCache(strict=False)
+            lines.append(Chem.MolToMolBlock(mol, includeStereo=False, kekulize=False))
+            for key, value in molecule.properties.items():
+                text = " ".join(str(value).split()) or " "
+                lines.append(f"> <{' '.join(str(key).split())}>\n{text}\n\n")
+            lines.append("$$$$\n")
+    write_atomic(path, "".join(lines))
+
+
+def read_sdf(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
+    """The records of an SDF, not sanitised; aromatic bonds (type 4) are kekulized, hydrogens stay as written.
+
+    Raises:
+        PerrinError: see `read_molecules`.
+    """
+    from rdkit import Chem, rdBase
+
+    from perrin.modalities.molecule.chem import from_rdkit
+
+    molecules = []
+    for number, block, items in _sdf_records(read_text(path)):
+        where = f"record {number} of {path}"
+        with rdBase.BlockLogs():
+            try:
+                mol = Chem.MolFromMolBlock(block, sanitize=False, removeHs=False, strictParsing=True)
+            except (ValueError, RuntimeError):
+                mol = None
+        if mol is None and (symbol := _unknown_symbol(block)):
+            raise PerrinError(f"expected chemical elements, got {symbol!r} in {where}: correct or remove it")
+        if mol is None or mol.GetNumAtoms() == 0:
+            raise PerrinError(
+                f"expected an SDF record (MDL mol block with atoms), got something else in {where}"
+            )
+        try:
+            molecule = from_rdkit(mol)
+        except PerrinError as error:
+            raise PerrinError(f"{error} ({where})") from error
+        _check(molecule, elements, where)
+        molecules.append(replace(molecule, properties=items))
+    return _not_empty(molecules, path)
+
+
+def write_xyz(path: str | Path, molecules: Iterable[Molecule]) -> None:
+    """Write extended XYZ through ASE: positions in Å, formal charges as a column, name and properties as keys."""
+    import ase.io
+
+    images = []
+    for molecule in molecules:
+        atoms = ase.Atoms(numbers=molecule.numbers, positions=molecule.positions)
+        atoms.set_array("formal_charges", np.asarray(molecule.charges, dtype=np.int64))
+        atoms.info = {"name": molecule.name} if molecule.name else {}
+        atoms.info |= {str(key).replace(" ", "_"): value for key, value in molecule.properties.items()}
+        images.append(atoms)
+    buffer = io.StringIO()
+    if images:
+        ase.io.write(buffer, images, format="extxyz")
+    write_atomic(path, buffer.getvalue())
+
+
+def read_xyz(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
+    """The frames of an (extended) XYZ file. They have no bonds: `bonds` is `None`.
+
+    Raises:
+        PerrinError: see `read_molecules`.
+    """
+    import ase.io
+
+    buffer = io.StringIO(read_text(path))
+    molecules: list[Molecule] = []
+    try:
+        for atoms in ase.io.iread(buffer, index=":", format="extxyz"):
+            info: dict[str, Any] = {
+                str(key): getattr(v, "item", lambda v=v: v)() for key, v in atoms.info.items()
+            }
+            charges = atoms.arrays.get("formal_charges", np.zeros(len(atoms)))
+            molecule = Molecule(
+                numbers=atoms.get_atomic_numbers().astype(np.int64),
+                positions=atoms.get_positions().astype(np.float64),
+                bonds=None,
+                charges=np.asarray(charges).astype(np.int64),
+                name=str(info.pop("name", "")),
+                properties=info,
+            )
+            _check(molecule, elements, f"frame {len(molecules) + 1} of {path}")
+            molecules.append(molecule)
+    except PerrinError:
+        raise
+    except KeyError as error:  # a symbol that is not in ASE's table
+        raise PerrinError(
+            f"expected chemical elements, got {error} in frame {len(molecules) + 1} of {path}: correct or remove it"
+        ) from error
+    except Exception as error:  # ASE has no common class of parse errors
+        raise PerrinError(
+            f"expected an XYZ frame (count, comment, lines 'element x y z'), got something else in frame "
+            f"{len(molecules) + 1} of {path}"
+        ) from error
+    return _not_empty(molecules, path)
+
+
+def read_smiles(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
+    """Molecules from `SMILES name` lines, or from the column `smiles` of a CSV file; the geometry is generated."""
+    from perrin.modalities.molecule.chem import add_geometry
+
+    text = read_text(path)
+    entries: list[tuple[int, str, str]] = []
+    if Path(path).suffix.lower() == ".csv":
+        rows = csv.reader(io.StringIO(text))
+        header = [name.strip().lower() for name in next(rows, [])]
+        if "smiles" not in header:
+            raise PerrinError(
+                f"expected a CSV file with a column 'smiles', got {', '.join(header)} in {path}"
+            )
+        column = header.index("smiles")
+        entries = [(rows.line_num, row[column].strip(), "") for row in rows if len(row) > column]
+    else:
+        for number, line in enumerate(text.splitlines(), 1):
+            smiles, *rest = line.split(maxsplit=1) or [""]
+            entries.append((number, smiles, rest[0].strip() if rest else ""))
+    molecules = []
+    for number, smiles, name in entries:
+        if not smiles or smiles.startswith("#") or (number == 1 and smiles.lower() == "smiles"):
+            continue
+        where = f"line {number} of {path}"
+        try:
+            molecule = add_geometry(smiles)
+        except PerrinError as error:
+            raise PerrinError(f"{error} ({where})") from error
+        _check(molecule, elements, where)
+        molecules.append(replace(molecule, name=name))
+    return _not_empty(molecules, path)
+
+
+def write_smiles(path: str | Path, molecules: Iterable[Molecule]) -> None:
+    """Write `SMILES name` lines; a molecule that RDKit rejects has none, and is an error."""
+    from perrin.modalities.molecule.chem import canonical_smiles, sanitize, to_rdkit
+
+    lines = []
+    for number, molecule in enumerate(molecules, 1):
+        mol = sanitize(to_rdkit(molecule))
+        smiles = canonical_smiles(mol) if mol is not None else None
+        if smiles is None:
+            raise PerrinError(
+                f"expected valid molecules for {path}, got a wrong valence in molecule {number}: use .sdf"
+            )
+        lines.append(f"{smiles} {' '.join(molecule.name.split())}".rstrip() + "\n")
+    write_atomic(path, "".join(lines))
+
+
+def _sdf_records(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Record number (from 1), mol block and data items of each record."""
+    lines = text.splitlines()
+    start, number = 0, 0
+    stops = [i for i, line in enumerate(lines) if line.startswith("$$$$")] + [len(lines)]
+    for stop in stops:
+        record, start = lines[start:stop], stop + 1
+        if not any(line.strip() for line in record):
+            continue
+        number += 1
+        end = next((i for i, line in enumerate(record) if line.startswith("M  END")), None)
+        items: dict[str, Any] = {}
+        key: str | None = None
+        for line in record[end + 1 :] if end is not None else []:
+            if line.startswith(">") and "<" in line:
+                key = line[line.index("<") + 1 : line.rindex(">")]
+                items[key] = ""
+            elif key is not None and line.strip():
+                items[key] = f"{items[key]}\n{line}" if items[key] else line
+            else:
+                key = None
+        block = "\n".join(record[: end + 1] if end is not None else record) + "\n"
+        yield number, block, {key: _value(value) for key, value in items.items()}
+
+
+def _unknown_symbol(block: str) -> str | None:
+    """The first atom of a V2000 block whose symbol is no element, if that is what is wrong with it."""
+    from ase.data import atomic_numbers
+
+    lines = block.splitlines()
+    count = lines[3][:3].strip() if len(lines) > 3 else ""
+    symbols = [line[31:34].strip() for line in lines[4 : 4 + int(count)]] if count.isdigit() else []
+    return next((symbol for symbol in symbols if symbol and symbol not in atomic_numbers), None)
+
+
+def _value(text: str) -> Any:
+    """The data item as an integer or a number, if it reads as one."""
+    for kind in (int, float) if "_" not in text else ():
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _check(molecule: Molecule, elements: Collection[int] | None, where: str) -> None:
+    unknown = sorted(set(molecule.numbers.tolist()) - set(elements)) if elements is not None else []
+    if 0 in molecule.numbers or unknown:
+        from ase.data import chemical_symbols
+
+        known = (
+            ", ".join(chemical_symbols[number] for number in sorted(elements or [])) or "the periodic table"
+        )
+        raise PerrinError(
+            f"expected the elements {known}, got {chemical_symbols[(unknown or [0])[0]]} in {where}: remove the "
+            "molecule or train on your own data"
+        )
+    if not np.isfinite(molecule.positions).all():
+        raise PerrinError(f"expected finite coordinates, got NaN or infinity in {where}")
+
+
+def _not_empty(molecules: list[Molecule], path: str | Path) -> list[Molecule]:
+    if not molecules:
+        raise PerrinError(f"expected molecules in {path}, got none")
+    return molecules

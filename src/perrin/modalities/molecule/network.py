@@ -1,0 +1,168 @@
+"""The molecule denoiser: embeddings, an equivariant transformer, and a head for each field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perrin.core import EDMHead, Layouts, LogitsHead, NetworkDenoiser, Padded, State
+from perrin.modalities.molecule.fields import (
+    BOND_ORDERS,
+    BONDS,
+    CHARGES,
+    POSITIONS,
+    TYPES,
+    Vocabulary,
+    molecule_process,
+)
+from perrin.nets import EquivariantTransformer, RadialBasis, TimeEmbedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Sizes of the network; see `EquivariantTransformer`."""
+
+    depth: int = 8
+    width: int = 256
+    vectors: int = 32
+    pair_width: int = 64
+    heads: int = 8
+    sets: int = 16
+    pair_hidden: int = 128
+    gathered: int = 16
+    radial: int = 32
+    time_width: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoleculeConfig:
+    """Everything that a bundle's `config.json` says about a molecule model."""
+
+    vocabulary: Vocabulary
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    bond_exponent: float = 1.0
+    type_exponent: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MoleculeConfig:
+        """The inverse of `to_json`. Raises `TypeError` or `KeyError` when a name is unknown or missing."""
+        v = dict(data["vocabulary"])
+        for key in ("elements", "charges", "type_counts", "charge_counts", "bond_counts"):
+            v[key] = tuple(v[key])
+        v["size_counts"] = tuple((int(n), int(c)) for n, c in v["size_counts"])
+        rest = {k: x for k, x in data.items() if k not in ("vocabulary", "network")}
+        return cls(vocabulary=Vocabulary(**v), network=NetworkConfig(**data["network"]), **rest)
+
+
+class MoleculeNetwork(nn.Module):
+    """`(fields, t) → outputs per field`; equivariant under rotations, reflections and permutations.
+
+    Input fields are those of `perrin.modalities.molecule.fields`, with positions scaled by their head; `previous`, the
+    estimate before, is used when given (self-conditioning; Chen et al. 2023).
+    """
+
+    def __init__(self, config: NetworkConfig, *, types: int, charges: int) -> None:
+        super().__init__()
+        self.types, self.charges = types, charges
+        c = config
+        self.time = TimeEmbedding(c.time_width)
+        self.radial = RadialBasis(c.radial)
+        self.node_in = nn.Linear(2 * (types + charges) + 2, c.width)
+        self.time_in = nn.Linear(c.time_width, c.width, bias=False)
+        self.vector_in = nn.Linear(2, c.vectors, bias=False)
+        self.pair_in = nn.Sequential(
+            nn.Linear(2 * BOND_ORDERS + 2 * c.radial + 2, c.pair_hidden),
+            nn.SiLU(),
+            nn.Linear(c.pair_hidden, c.pair_width),
+        )
+        self.trunk = EquivariantTransformer(
+            depth=c.depth,
+            width=c.width,
+            vectors=c.vectors,
+            pair_width=c.pair_width,
+            heads=c.heads,
+            sets=c.sets,
+            pair_hidden=c.pair_hidden,
+            gathered=c.gathered,
+            time_width=c.time_width,
+        )
+        self.node_out = nn.Sequential(nn.LayerNorm(c.width), nn.Linear(c.width, types + charges))
+        self.position_out = nn.Linear(c.vectors, 1, bias=False)
+        self.pair_out = nn.Sequential(
+            nn.LayerNorm(c.pair_width),
+            nn.Linear(c.pair_width, c.pair_width),
+            nn.SiLU(),
+            nn.Linear(c.pair_width, BOND_ORDERS),
+        )
+
+    def forward(
+        self, fields: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
+    ) -> State:
+        """See the class. `condition` is not used by this network."""
+        rows = layouts[POSITIONS]
+        assert isinstance(rows, Padded)
+        mask = rows.mask
+        x = fields[POSITIONS]
+        dtype = x.dtype
+        node = [_one_hot(fields[TYPES], self.types, dtype), _one_hot(fields[CHARGES], self.charges, dtype)]
+        pair = [_one_hot(fields[BONDS], BOND_ORDERS, dtype)]
+        if previous is None:
+            before = torch.zeros_like(x)
+            node += [torch.zeros_like(n) for n in node]
+            pair += [torch.zeros_like(pair[0])]
+        else:
+            before = previous[POSITIONS].to(dtype)
+            node += [torch.softmax(previous[k].to(dtype), dim=-1) for k in (TYPES, CHARGES)]
+            pair += [torch.softmax(previous[BONDS].to(dtype), dim=-1)]
+        has_previous = x.new_full((*x.shape[:2], 1), float(previous is not None))
+        size = (rows.rows().to(dtype) / 16.0)[:, None, None].expand(*x.shape[:2], 1)
+
+        distances = [_distance(x), _distance(before)]
+        pair += [self.radial(d) for d in distances] + [torch.log1p(d).unsqueeze(-1) for d in distances]
+        time = self.time(t.to(dtype))
+        h = self.node_in(torch.cat((*node, has_previous, size), dim=-1)) + self.time_in(time).unsqueeze(1)
+        v = self.vector_in(torch.stack((x, before), dim=-1)).transpose(1, 2)  # [B, 3, N, c]
+        e = self.pair_in(torch.cat(pair, dim=-1))
+
+        h, v, e = self.trunk(h, v.to(dtype), e, time, mask)
+
+        types, charges = self.node_out(h).split((self.types, self.charges), dim=-1)
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            moved = self.position_out(v).squeeze(-1).transpose(1, 2)  # [B, N, 3]
+        bonds = self.pair_out(e + e.transpose(1, 2))
+        bonds = bonds + bonds.transpose(1, 2)  # symmetric to the last bit
+        return {
+            POSITIONS: rows.center(moved.to(dtype)),
+            TYPES: types.to(dtype),
+            CHARGES: charges.to(dtype),
+            BONDS: bonds.to(dtype),
+        }
+
+
+def _one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    return F.one_hot(index.long(), size).to(dtype)
+
+
+def _distance(x: Tensor) -> Tensor:
+    """`[B, N, 3]` to `[B, N, N]`, with a smooth zero."""
+    return ((x.unsqueeze(2) - x.unsqueeze(1)).square().sum(-1) + 1e-8).sqrt()
+
+
+def build_denoiser(config: MoleculeConfig) -> NetworkDenoiser:
+    """A fresh denoiser for a configuration, on the CPU in float32."""
+    vocabulary = config.vocabulary
+    process = molecule_process(
+        vocabulary, bond_exponent=config.bond_exponent, type_exponent=config.type_exponent
+    )
+    network = MoleculeNetwork(config.network, types=len(vocabulary.elements), charges=len(vocabulary.charges))
+    heads = {POSITIONS: EDMHead(sigma_data=1.0), TYPES: LogitsHead(), CHARGES: LogitsHead(), BONDS: LogitsHead()}
+    return NetworkDenoiser(network, process, heads)

@@ -1,0 +1,40 @@
+"""A molecule on the host: what files are read into, what samples become, what metrics look at.
+
+`Molecule` holds plain NumPy arrays and no RDKit object, so that it pickles, caches and compares cheaply. Bonds are
+Kekulé orders (1, 2, 3), never 1.5; hydrogens are explicit atoms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+SYMBOLS: dict[int, str] = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}
+"""Elements of QM9, by atomic number. Other bundles may know more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Molecule:
+    """Atoms, positions and Kekulé bonds of one molecule.
+
+    Arguments:
+        numbers: atomic numbers, `[n]`, int64.
+        positions: Cartesian coordinates in Å, `[n, 3]`, float64.
+        bonds: rows `(i, j, order)` with `i < j` and order 1, 2 or 3, `[m, 3]`, int64; `None` when the source has no
+            bonds (an XYZ file), which is not the same as a molecule without any.
+        charges: formal charges, `[n]`, int64; all zero when the source has none.
+        name: a title, written as the first line of the SDF record.
+        properties: data items of the SDF record.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    bonds: np.ndarray | None
+    charges: np.ndarray
+    name: str = ""
+    properties: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.numbers)

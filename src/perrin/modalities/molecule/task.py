@@ -1,0 +1,108 @@
+"""The molecule task: what the trainer trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perrin.core import DenoisingLoss, GeneratorNoise, NetworkDenoiser, State
+from perrin.core.losses import stratified
+from perrin.modalities.molecule.dataset import Bucket
+from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, layouts_for
+from perrin.modalities.molecule.network import MoleculeConfig
+from perrin.train import BatchPlan
+
+_GOLDEN = 0.618033988749895
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the fields and the distribution of training times.
+
+    Arguments:
+        positions, types, charges, bonds: field weights. Positions are weighted uniformly in the network's output
+            (`EDMHead`), categories by plain cross entropy.
+        low_noise: `p` in `t = 1 − (1 − u)^{1/p}`; 1 is uniform, above 1 favours the end near the data.
+        self_condition: fraction of steps in which the network sees its own estimate.
+        t_min: the smallest time trained on.
+    """
+
+    positions: float = 1.0
+    types: float = 0.25
+    charges: float = 0.25
+    bonds: float = 2.0
+    low_noise: float = 1.5
+    self_condition: float = 0.5
+    t_min: float = 1e-3
+
+
+class MoleculeTask:
+    """Buckets of molecules, a denoiser and its loss.
+
+    Arguments:
+        denoiser: made by `build_denoiser(config)`.
+        config: the model's.
+        buckets: the training data.
+        batch: molecules per step over all processes.
+        seed: of the order of the batches.
+        loss: weights and times.
+    """
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        config: MoleculeConfig,
+        buckets: Sequence[Bucket],
+        *,
+        batch: int,
+        seed: int,
+        loss: LossConfig | None = None,
+    ) -> None:
+        self.denoiser = denoiser
+        self.loss_config = loss or LossConfig()
+        self.config = {"model": config.to_json(), "loss": asdict(self.loss_config), "molecules": sum(map(len, buckets))}
+        self.buckets = list(buckets)
+        self.plan = BatchPlan([len(b) for b in buckets], batch, seed)
+        c = self.loss_config
+        weights = {POSITIONS: c.positions, TYPES: c.types, CHARGES: c.charges, BONDS: c.bonds}
+        self.criterion = DenoisingLoss(field_weights=weights)
+
+    def to(self, device: torch.device) -> None:
+        """Move the buckets."""
+        self.buckets = [b.to(device) for b in self.buckets]
+
+    def compile(self) -> None:
+        """Compile the repeated block."""
+        self.denoiser.network.trunk.compile_blocks()  # type: ignore[union-attr, operator]
+
+    def prepare(
+        self, step: int, *, generator: torch.Generator, rank: int, world: int
+    ) -> tuple[Hashable, dict[str, Tensor]]:
+        """See `perrin.train.Task`. The key is (bucket, whether the network sees its own estimate)."""
+        c = self.loss_config
+        number, index = self.plan(step)
+        index = index[rank::world].to(generator.device, non_blocking=True)
+        x_0, mask = self.buckets[number].take(index)
+        u = stratified(torch.rand(len(index), generator=generator, device=generator.device))
+        t = c.t_min + (1 - c.t_min) * (1 - (1 - u) ** (1 / c.low_noise))
+        x_t = self.denoiser.process.corrupt_state(x_0, t, GeneratorNoise(generator), layouts_for(mask))
+        own = (step * _GOLDEN) % 1.0 < c.self_condition  # evenly spread, the same on every rank
+        batch = {"t": t, "mask": mask}
+        batch |= {f"x_0.{k}": v for k, v in x_0.items()} | {f"x_t.{k}": v for k, v in x_t.items()}
+        return (number, own), batch
+
+    def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `perrin.train.Task`."""
+        assert isinstance(key, tuple)
+        t, layouts = batch["t"], layouts_for(batch["mask"])
+        x_0, x_t = ({k: batch[f"{part}.{k}"] for k in layouts} for part in ("x_0", "x_t"))
+        previous: State | None = None
+        if key[1]:
+            with torch.no_grad():
+                previous = {k: v.detach() for k, v in model(x_t, t, layouts=layouts).items()}
+        estimate = model(x_t, t, layouts=layouts, previous=previous)
+        return self.criterion(self.denoiser, x_0, estimate, t, layouts)

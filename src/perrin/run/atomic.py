@@ -1,0 +1,54 @@
+"""Files that are written completely or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from perrin.errors import PerrinError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary name in the same folder, renamed to `path` when the block ends well and removed when it does not.
+
+    Raises:
+        PerrinError: the path is a directory, cannot be written, or the disk is full.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise PerrinError(f"expected an output file, given the directory {target}: add a file name")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PerrinError(f"expected to write {target}, got: {reason}; free some space or choose another path") from error
+    finally:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write JSON atomically, indented."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_with(path: str | Path, save: Callable[[Path], None]) -> None:
+    """Let `save` write the temporary file, then rename it."""
+    with atomic_path(path) as temporary:
+        save(temporary)

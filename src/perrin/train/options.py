@@ -1,0 +1,68 @@
+"""Options of the trainer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from perrin.errors import PerrinError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How to train; what to train comes from the task.
+
+    Arguments:
+        steps: optimizer steps in all.
+        batch: samples per step, over all processes.
+        lr: peak learning rate of AdamW.
+        warmup: steps from zero to `lr`.
+        cooldown: fraction of the steps, at the end, over which `lr` falls linearly to zero.
+        weight_decay: AdamW's, on matrices only.
+        clip: largest norm of the gradient.
+        ema: decay of the moving average of the weights, reached after a warm-up.
+        seed: of weights, batches, times and noise.
+        precision: `32-true` or `bf16-mixed`.
+        log_every, save_every: steps between lines of `metrics.jsonl` and between checkpoints.
+        compile: compile the network's repeated block.
+        cuda_graphs: on one GPU, replay forward and backward as a CUDA graph for each batch shape; the host is too slow to
+            launch the kernels of a small network.
+    """
+
+    steps: int
+    batch: int = 256
+    lr: float = 1e-3
+    warmup: int = 500
+    cooldown: float = 0.4
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.9995
+    seed: int = 0
+    precision: str = "32-true"
+    log_every: int = 50
+    save_every: int = 1000
+    compile: bool = False
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise PerrinError(f"expected {name} of at least 1, given {getattr(self, name)}")
+        if not 0 <= self.cooldown <= 1:
+            raise PerrinError(f"expected cooldown between 0 and 1, given {self.cooldown}")
+        if not self.lr > 0:
+            raise PerrinError(f"expected a learning rate above 0, given {self.lr}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate at `step` (0-based): warm-up, plateau, linear fall to zero."""
+        up = min(1.0, (step + 1) / max(self.warmup, 1))
+        down = min(1.0, (self.steps - step) / max(self.cooldown * self.steps, 1e-9)) if self.cooldown else 1.0
+        return self.lr * min(up, down)
+
+    def ema_decay(self, step: int) -> float:
+        """The decay at `step`: short averages first, so that the start is forgotten."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return asdict(self)

@@ -1,0 +1,219 @@
+"""The training loop.
+
+Everything random at step k is a function of the seed and k (batch, times, noise), and the learning rate is a function of
+k; so the state of a run is its weights, their moving average, the optimizer's moments and k. A run that is killed and
+started again ends with the same bits as one that was not, on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from perrin.errors import PerrinError
+from perrin.run.signals import Interrupted, stop_on_signal
+from perrin.train.checkpoint import Checkpoint
+from perrin.train.graphs import GraphedGradients, side_stream
+from perrin.train.options import TrainOptions
+
+
+class Task(Protocol):
+    """What a modality supplies to the trainer."""
+
+    denoiser: nn.Module
+    config: dict[str, Any]
+
+    def to(self, device: torch.device) -> None:
+        """Move the data to the device."""
+
+    def compile(self) -> None:
+        """Compile the network's repeated block."""
+
+    def prepare(
+        self, step: int, *, generator: torch.Generator, rank: int, world: int
+    ) -> tuple[Hashable, dict[str, Tensor]]:
+        """This rank's share of the batch of `step`, corrupted: a key that names its shapes, and its tensors."""
+
+    def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of a prepared batch; `"loss"` is what is minimised. `model` is the denoiser. Draws no random number."""
+
+
+class Trainer:
+    """Runs a task to the end, from wherever its folder says it is.
+
+    Arguments:
+        task: denoiser and data.
+        options: how to train.
+        folder: where `checkpoint.safetensors` and `metrics.jsonl` live.
+        accelerator, devices: Fabric's; `auto` takes the GPUs that are there.
+    """
+
+    def __init__(
+        self, task: Task, options: TrainOptions, folder: str | Path, *, accelerator: str = "auto", devices: int | str = "auto"
+    ) -> None:
+        from lightning_fabric import Fabric
+
+        if accelerator == "auto":
+            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        devices = 1 if accelerator == "cpu" and devices == "auto" else devices
+        self.fabric = Fabric(accelerator=accelerator, devices=devices)
+        self.task, self.options, self.folder = task, options, Path(folder)
+        self.config = {"model": task.config, "options": options.to_json()}
+
+    def run(self) -> dict[str, float]:
+        """Train; returns the last logged metrics.
+
+        Raises:
+            Interrupted: SIGTERM or Ctrl-C came; the checkpoint holds the step reached.
+            PerrinError: the loss is not finite, or the folder holds another run.
+        """
+        self.fabric.launch()
+        with side_stream(self.fabric.device):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
+        fabric, options = self.fabric, self.options
+        self.folder.mkdir(parents=True, exist_ok=True)
+        bare = self.task.denoiser.to(fabric.device)
+        self.task.to(fabric.device)
+        if options.compile:
+            self.task.compile()
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            parameter_groups(bare, options.weight_decay),
+            lr=options.lr,
+            betas=(0.9, 0.99),
+            fused=fabric.device.type == "cuda",
+        )
+        ema = {k: p.detach().clone() for k, p in bare.named_parameters()}
+        start = self._resume(bare, ema, optimizer)
+        model, optimizer = fabric.setup(bare, optimizer)
+        average: list[Tensor] = list(ema.values())
+        live: list[Tensor] = list(bare.parameters())
+        generator = torch.Generator(device=fabric.device)
+        graphs = options.cuda_graphs and fabric.device.type == "cuda" and fabric.world_size == 1
+        gradients: Callable[[Hashable, dict[str, Tensor]], dict[str, Tensor]]
+
+        def forward_backward(key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            with torch.autocast(fabric.device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+                losses = self.task.loss(model, key, batch)
+            fabric.backward(losses["loss"])
+            return {k: v.detach() for k, v in losses.items()}
+
+        gradients = GraphedGradients(forward_backward, live) if graphs else forward_backward
+
+        log = _Log(self.folder / "metrics.jsonl", start, options, active=fabric.global_rank == 0)
+        with stop_on_signal() as stop:
+            for step in range(start, options.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = options.rate(step)
+                generator.manual_seed(step_seed(options.seed, step, fabric.global_rank))
+                key, batch = self.task.prepare(
+                    step, generator=generator, rank=fabric.global_rank, world=fabric.world_size
+                )
+                losses = gradients(key, batch)
+                norm = torch.nn.utils.clip_grad_norm_(live, options.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                torch._foreach_lerp_(average, live, 1 - options.ema_decay(step))
+                log(step, losses, norm)
+                done = step + 1
+                if stop or done % options.save_every == 0 or done == options.steps:
+                    self._save(done, bare, ema, optimizer)
+                if stop and done < options.steps:
+                    log.close()
+                    raise Interrupted(
+                        stop.number or 15, f"stopped at step {done} of {options.steps}; the same command goes on from there"
+                    )
+        log.close()
+        with torch.no_grad():
+            for p, a in zip(live, average, strict=True):
+                p.copy_(a)
+        return log.last
+
+    def _resume(self, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+        found = Checkpoint.load(self.folder)
+        if found is None:
+            return 0
+        if found.config.get("model") != _plain(self.config["model"]):
+            raise PerrinError(
+                f"expected the run in {self.folder} to have this model and data, found another: choose another --out"
+            )
+        found.restore(model, ema, optimizer)
+        self.fabric.print(f"going on from step {found.step} in {self.folder}", file=sys.stderr)
+        return min(found.step, self.options.steps)
+
+    def _save(self, step: int, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        if self.fabric.global_rank == 0:
+            raw = getattr(optimizer, "optimizer", optimizer)
+            Checkpoint.capture(step, model, ema, raw, self.config).save(self.folder)
+        self.fabric.barrier()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay on matrices only."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The generator's seed for one step of one rank."""
+    return ((seed * 1_000_003 + rank) * 1_000_000_007 + step) % 2**63
+
+
+def _plain(data: Any) -> Any:
+    return json.loads(json.dumps(data, sort_keys=True))
+
+
+class _Log:
+    """Progress on the terminal and `metrics.jsonl`; lines past the step gone on from are dropped."""
+
+    def __init__(self, path: Path, start: int, options: TrainOptions, *, active: bool) -> None:
+        self.options, self.active = options, active
+        self.last: dict[str, float] = {}
+        self.begin, self.start = time.perf_counter(), start
+        if not active:
+            return
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if line.startswith("{") and json.loads(line)["step"] <= start]
+        self.file = path.open("w")
+        self.file.writelines(line + "\n" for line in kept)
+        self.terminal = sys.stderr.isatty()
+
+    def __call__(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
+        done = step + 1
+        if not self.active or (done % self.options.log_every and done != self.options.steps):
+            return
+        values = {k: float(v) for k, v in losses.items()}
+        if not math.isfinite(values["loss"]):
+            raise PerrinError(
+                f"expected a finite loss at step {done}, got {values['loss']}: lower --lr; the last checkpoint is intact"
+            )
+        speed = (done - self.start) * self.options.batch / (time.perf_counter() - self.begin)
+        self.last = {
+            "step": done,
+            **values,
+            "gradient_norm": float(norm),
+            "lr": self.options.rate(step),
+            "samples_per_second": round(speed, 1),
+        }
+        self.file.write(json.dumps(self.last) + "\n")
+        self.file.flush()
+        left = (self.options.steps - done) * self.options.batch / speed
+        text = f"step {done}/{self.options.steps}  loss {values['loss']:.4f}  {speed:.0f} samples/s  {left:.0f} s left"
+        print(f"\r{text}\x1b[K" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.active:
+            if self.terminal:
+                print(file=sys.stderr)
+            self.file.close()

@@ -1,0 +1,107 @@
+"""Classifier-free guidance against a closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from perrin.core import (
+    Composite,
+    CounterNoise,
+    Dense,
+    Gaussian,
+    Heun,
+    Padded,
+    Ragged,
+    RectifiedFlow,
+    State,
+    classifier_free,
+    plan_steps,
+    sample,
+    sample_seeds,
+)
+from perrin.core.testing import GaussianMixture
+
+F64 = torch.float64
+SCHEDULE, STD, MEAN = RectifiedFlow(), 0.6, 1.5
+PROCESS = Gaussian(features=(1,), schedule=SCHEDULE)
+
+
+def model(x: State, t: torch.Tensor, *, condition: Any = None, **_: Any) -> State:
+    """Data N(0, s²) without and N(condition, s²) with a condition."""
+    data = GaussianMixture.gaussian(STD, mean=0.0 if condition is None else condition)
+    return {"x": data.posterior_mean(x["x"], SCHEDULE.alpha(t), SCHEDULE.sigma(t))}
+
+
+def test_scale_one_is_the_model_itself() -> None:
+    assert classifier_free(model, 1.0) is model
+    assert classifier_free(model, 1) is model
+    assert classifier_free(model, 1.5) is not model
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.3, 4.0])
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_closed_form(scale: float, dtype: torch.dtype) -> None:
+    """With equal variances, guidance by `w` is exactly the model of `N(w m, s²)`."""
+    x, t = torch.randn(9, 1, dtype=dtype), torch.linspace(0.1, 1, 9, dtype=dtype)
+    guided = classifier_free(model, scale)({"x": x}, t, condition=MEAN, layouts={"x": Dense(9)})["x"]
+    want = GaussianMixture.gaussian(STD, mean=scale * MEAN).posterior_mean(
+        x.to(F64), SCHEDULE.alpha(t.to(F64)), SCHEDULE.sigma(t.to(F64))
+    )
+    torch.testing.assert_close(guided.to(F64), want, rtol=0, atol=1e-13 if dtype == F64 else 3e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.5])
+def test_samples_have_the_guided_mean(scale: float) -> None:
+    n = 4000
+    noise = CounterNoise(sample_seeds(0, range(n)), F64)
+    plan = plan_steps(PROCESS, Heun(), 101)
+    x = sample(classifier_free(model, scale), PROCESS, plan, {"x": Dense(n)}, noise, condition=MEAN)["x"]
+    assert float(x.mean()) == pytest.approx(scale * MEAN, abs=4 * STD / n**0.5)
+    assert float(x.std()) == pytest.approx(STD, rel=0.05)
+
+
+def test_interval() -> None:
+    x, t = torch.ones(5, 1, dtype=F64), torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=F64)
+    layouts = {"x": Dense(5)}
+    guided = classifier_free(model, 3.0, interval=(0.3, 0.7))({"x": x}, t, condition=MEAN, layouts=layouts)[
+        "x"
+    ]
+    always = classifier_free(model, 3.0)({"x": x}, t, condition=MEAN, layouts=layouts)["x"]
+    plain = model({"x": x}, t, condition=MEAN)["x"]
+    inside = torch.tensor([False, True, True, True, False])
+    torch.testing.assert_close(guided[inside], always[inside], rtol=0, atol=0)
+    torch.testing.assert_close(guided[~inside], plain[~inside], rtol=0, atol=1e-14)
+
+
+def test_null_condition_is_handed_on() -> None:
+    seen: list[Any] = []
+
+    def spy(x: State, t: torch.Tensor, *, condition: Any = None, **rest: Any) -> State:
+        seen.append(condition)
+        return model(x, t, condition=condition, **rest)
+
+    guide = classifier_free(spy, 2.0, null=-1.0)
+    guide({"x": torch.ones(2, 1)}, torch.ones(2), condition=1.0, layouts={"x": Dense(2)})
+    assert sorted(seen) == [-1.0, 1.0]
+
+
+def test_ragged_fields_have_many_rows_for_each_sample() -> None:
+    """The scale belongs to the sample, not to the row of that number."""
+    sizes = torch.tensor([1, 2])
+    ragged, padded = Ragged(torch.tensor([0, 1, 1]), 2), Padded.from_sizes(sizes)
+    process = Composite(fields={"x": Gaussian(features=(1,))})
+    t = torch.tensor([0.2, 0.8])
+
+    def denoise(x: State, t: torch.Tensor, *, condition: Any = None, **_: Any) -> State:
+        return {"x": x["x"] + (0.0 if condition is None else condition)}
+
+    guide = classifier_free(denoise, 3.0, interval=(0.5, 1.0))
+    rows = process.prior_state(CounterNoise(sample_seeds(0, range(2))), {"x": ragged})["x"]
+    flat = guide({"x": rows}, t, condition=1.0, layouts={"x": ragged})["x"]
+    torch.testing.assert_close(flat - rows, torch.tensor([[1.0], [3.0], [3.0]]))
+    dense = torch.zeros(2, 2, 1)
+    out = guide({"x": dense}, t, condition=1.0, layouts={"x": padded})["x"]
+    torch.testing.assert_close(out[:, :, 0], torch.tensor([[1.0, 1.0], [3.0, 3.0]]))

@@ -1,0 +1,180 @@
+"""Counter-based noise: known answers, distribution, independence, and the same bits in every batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from perrin.core import CounterNoise, Dense, GeneratorNoise, Noise, Padded, Pairs, Ragged, sample_seeds
+from perrin.core.noise import field_id, philox4x32
+
+N = 200_000
+
+
+def big(step: int = 0, field: str = "x", seed: int = 0, purpose: str = "normal") -> torch.Tensor:
+    noise = CounterNoise(sample_seeds(seed, range(4)), torch.float64)
+    return getattr(noise, purpose)(Dense(4), (N // 4,), field=field, step=step).flatten()
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "answer"),
+    [
+        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_known_answers_of_random123(counter: str, key: str, answer: str) -> None:
+    words = [torch.tensor([int(w, 16)]) for w in (counter + " " + key).split()]
+    out = philox4x32(*words)
+    assert " ".join(f"{int(w):08x}" for w in out) == answer
+
+
+@pytest.mark.parametrize("purpose", ["normal", "uniform"])
+def test_kolmogorov_smirnov(purpose: str) -> None:
+    x = big(purpose=purpose)
+    u = (0.5 * torch.erfc(-x / math.sqrt(2)) if purpose == "normal" else x).sort().values
+    rank = torch.arange(N, dtype=torch.float64)
+    distance = torch.maximum((u - rank / N).abs().max(), (u - (rank + 1) / N).abs().max())
+    assert float(distance) * math.sqrt(N) < 1.95  # exceeded by chance once in a thousand
+
+
+def test_moments() -> None:
+    z, u = big(), big(purpose="uniform")
+    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(float((z**power).mean()) - mean) < 4 * math.sqrt(variance / N)
+    assert abs(float(u.mean()) - 1 / 2) < 4 * math.sqrt(1 / 12 / N)
+    assert abs(float(u.square().mean()) - 1 / 3) < 4 * math.sqrt(4 / 45 / N)
+    assert 0 < float(u.min()) < float(u.max()) < 1
+    assert abs(float((z[::2] * z[1::2]).mean())) * math.sqrt(N / 2) < 4  # the two of a Box–Muller pair
+    assert abs(float((z[::2].square() * z[1::2].square()).mean()) - 1) * math.sqrt(N / 2 / 8) < 4
+
+
+def test_independence_over_steps_fields_seeds_and_samples() -> None:
+    draws = [big(), big(step=1), big(step=2), big(field="y"), big(seed=1), big(seed=2**40)]
+    noise = CounterNoise(sample_seeds(5, range(6)), torch.float64).normal(Dense(6), (N,), field="x", step=3)
+    draws += list(noise)
+    z = torch.stack(draws)
+    correlation = z @ z.T / N
+    assert (
+        float((correlation - torch.eye(len(z), dtype=z.dtype) * correlation.diagonal()).abs().max())
+        * math.sqrt(N)
+        < 4.5
+    )
+    squares = z.square() - 1
+    correlation = squares @ squares.T / (2 * N)
+    assert (
+        float((correlation - torch.eye(len(z), dtype=z.dtype) * correlation.diagonal()).abs().max())
+        * math.sqrt(N)
+        < 4.5
+    )
+
+
+def test_normal_and_uniform_of_one_address_are_independent() -> None:
+    z, u = big(), big(purpose="uniform")
+    assert abs(float((z * (u - 0.5)).mean())) * math.sqrt(12 * N) < 4
+
+
+def test_seeds() -> None:
+    seeds = sample_seeds(0, range(100_000))
+    assert len(seeds.unique()) == len(seeds)
+    assert int(seeds.min()) >= 0
+    assert torch.equal(sample_seeds(0, torch.tensor([17, 3])), seeds[[17, 3]])
+    assert not bool(torch.isin(sample_seeds(1, range(1000)), seeds).any())
+    assert field_id("positions") != field_id("types")
+
+
+def test_float32_is_float64_rounded() -> None:
+    seeds, layout = sample_seeds(0, range(3)), Dense(3)
+    for purpose in ("normal", "uniform"):
+        low, high = (
+            getattr(CounterNoise(seeds, d), purpose)(layout, (1001,), field="x", step=0)
+            for d in (torch.float32, torch.float64)
+        )
+        assert low.dtype == torch.float32
+        assert torch.equal(low, high.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_uniform_never_reaches_one(dtype: torch.dtype) -> None:
+    u = CounterNoise(sample_seeds(0, range(4)), dtype).uniform(Dense(4), (5000,), field="x", step=0)
+    assert float(u.max()) < 1
+
+
+SIZES = torch.randint(1, 12, (32,), generator=torch.Generator().manual_seed(0))
+
+
+def draw(indices: torch.Tensor, kind: str, purpose: str, extra: int = 0, seed: int = 0) -> list[torch.Tensor]:
+    """The real rows of each sample."""
+    noise, sizes = CounterNoise(sample_seeds(seed, indices)), SIZES[indices]
+    padded = Padded.from_sizes(sizes, int(sizes.max()) + extra)
+    call = getattr(noise, purpose)
+    if kind == "dense":
+        return list(call(Dense(len(indices)), (3, 5), field="f", step=4))
+    if kind == "padded":
+        x = call(padded, (3,), field="f", step=4)
+        return [v[:n] for v, n in zip(x, sizes.tolist(), strict=True)]
+    if kind == "pairs":
+        layout = Pairs(padded.mask)
+        x = layout.restrict(call(layout, (3,), field="f", step=4))
+        return [v[:n, :n] for v, n in zip(x, sizes.tolist(), strict=True)]
+    x = call(
+        Ragged(torch.repeat_interleave(torch.arange(len(sizes)), sizes), len(sizes)), (3,), field="f", step=4
+    )
+    return list(x.split(sizes.tolist()))
+
+
+@pytest.mark.parametrize("purpose", ["normal", "uniform"])
+@pytest.mark.parametrize("kind", ["dense", "padded", "pairs", "ragged"])
+def test_batch_invariance_bitwise(kind: str, purpose: str) -> None:
+    whole = draw(torch.arange(32), kind, purpose)
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(1))
+    for batch, extra in ((1, 0), (1, 3), (5, 0), (7, 9), (32, 1)):
+        for part in order.split(batch):
+            for i, x in zip(part.tolist(), draw(part, kind, purpose, extra), strict=True):
+                assert torch.equal(x, whole[i])
+    assert not torch.equal(draw(torch.arange(32), kind, purpose, seed=1)[2], whole[2])
+
+
+@pytest.mark.parametrize("purpose", ["normal", "uniform"])
+def test_ragged_equals_padded_bitwise(purpose: str) -> None:
+    for a, b in zip(
+        draw(torch.arange(32), "ragged", purpose), draw(torch.arange(32), "padded", purpose), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [CounterNoise(sample_seeds(0, range(300))), GeneratorNoise(torch.Generator().manual_seed(0))],
+    ids=["counter", "generator"],
+)
+def test_pairs_are_symmetric_and_standard(noise: Noise) -> None:
+    layout = Pairs(torch.ones(300, 9, dtype=torch.bool))
+    for x, mean, variance in (
+        (noise.normal(layout, (2,), field="b", step=0), 0.0, 1.0),
+        (noise.uniform(layout, (2,), field="b", step=0), 0.5, 1 / 12),
+    ):
+        assert torch.equal(x, x.transpose(1, 2))
+        i, j = torch.tril_indices(9, 9, -1)
+        rows = x[:, i, j].flatten()
+        assert abs(float(rows.mean()) - mean) < 4 * math.sqrt(variance / len(rows))
+        assert float(rows.var()) == pytest.approx(variance, rel=0.05)
+        flat = x[:, i, j, 0]
+        correlation = torch.corrcoef(flat.T) - torch.eye(len(i))
+        assert float(correlation.abs().max()) * math.sqrt(300) < 5
+
+
+def test_nothing_to_draw() -> None:
+    noise = CounterNoise(sample_seeds(0, range(2)))
+    assert noise.normal(Dense(2), (0,), field="x", step=0).shape == (2, 0)
+    empty = Ragged(torch.zeros(0, dtype=torch.int64), 2)
+    assert noise.uniform(empty, (3,), field="x", step=0).shape == (0, 3)
+    assert noise.normal(Pairs(torch.ones(2, 1, dtype=torch.bool)), (), field="b", step=0).shape == (2, 1, 1)
+
+
+def test_every_sample_needs_a_seed() -> None:
+    with pytest.raises(ValueError, match="a seed for each of 3 samples, got 5"):
+        CounterNoise(sample_seeds(0, range(5))).normal(Dense(3), (2,), field="x", step=0)

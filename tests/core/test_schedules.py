@@ -1,0 +1,114 @@
+"""Schedules against central differences, automatic differentiation and their own inverses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from perrin.core import EDM, SCHEDULES, Cosine, LinearVP, Power, RectifiedFlow, Schedule
+from perrin.core.testing import assert_schedule
+
+ALL = [
+    *(cls() for cls in SCHEDULES.values()),
+    LinearVP(beta_min=0.01, beta_max=60.0),
+    Cosine(offset=0.008),
+    EDM(sigma_max=1.0),
+    Power(exponent=2.5),
+    Power(exponent=0.5),
+]
+every = pytest.mark.parametrize("schedule", ALL, ids=repr)
+both = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@every
+def test_is_a_schedule(schedule: Schedule) -> None:
+    assert_schedule(schedule)
+
+
+@every
+def test_rates_are_the_derivatives(schedule: Schedule) -> None:
+    t = torch.linspace(0.001, 0.999, 101, dtype=torch.float64, requires_grad=True)
+    for value, rate in ((schedule.alpha, schedule.alpha_rate), (schedule.sigma, schedule.sigma_rate)):
+        (slope,) = torch.autograd.grad((value(t) + 0 * t).sum(), t)
+        torch.testing.assert_close(rate(t).detach(), slope, rtol=1e-10, atol=1e-12)
+
+
+@every
+@both
+def test_inverse(schedule: Schedule, dtype: torch.dtype) -> None:
+    t = torch.linspace(0.01, 0.99, 99, dtype=dtype)
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(schedule.time(schedule.lam(t)), t, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("lam", [-30.0, -15.0, -8.0, 0.0, 8.0, 15.0])
+@every
+def test_inverse_far_out(schedule: Schedule, lam: float) -> None:
+    """`α/σ` at `t(λ)` is `e^λ` far beyond where samplers go, wherever the schedule reaches."""
+    want = torch.tensor(lam, dtype=torch.float64)
+    t = schedule.time(want)
+    reach = isinstance(schedule, LinearVP | EDM) or (lam >= -8 and float(t) >= 0)
+    if reach:
+        torch.testing.assert_close(schedule.lam(t), want, rtol=1e-7, atol=1e-7)
+
+
+@every
+@both
+def test_ends(schedule: Schedule, dtype: torch.dtype) -> None:
+    zero, one = torch.tensor(0.0, dtype=dtype), torch.tensor(1.0, dtype=dtype)
+    if not (isinstance(schedule, Cosine) and schedule.offset > 0):
+        assert float(schedule.alpha(zero)) == pytest.approx(1.0, abs=1e-7)
+        assert float(schedule.sigma(zero)) == 0.0
+        assert float(schedule.lam(zero)) == math.inf
+        assert float(schedule.time(torch.tensor(math.inf, dtype=dtype))) == pytest.approx(0.0, abs=1e-7)
+    if isinstance(schedule, EDM):
+        assert float(schedule.sigma(one)) == schedule.sigma_max
+    elif isinstance(schedule, LinearVP):
+        level = (schedule.beta_min + schedule.beta_max) / 4
+        assert float(schedule.alpha(one)) == pytest.approx(math.exp(-level), rel=1e-5)
+    else:
+        assert float(schedule.alpha(one)) == 0.0  # exactly: the prior keeps nothing of the data
+        assert float(schedule.sigma(one)) == pytest.approx(1.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("schedule", [LinearVP(), Cosine(), Cosine(offset=0.008)], ids=repr)
+@both
+def test_variance_preserving(schedule: Schedule, dtype: torch.dtype) -> None:
+    t = torch.linspace(0, 1, 201, dtype=dtype)
+    total = schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2
+    torch.testing.assert_close(total, torch.ones_like(t), rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    "schedule", [LinearVP(), Cosine(), EDM(), RectifiedFlow(), Power(exponent=2.5)], ids=repr
+)
+def test_small_times_keep_their_digits_in_float32(schedule: Schedule) -> None:
+    t = torch.tensor([1e-6, 1e-5, 1e-4, 1e-3])
+    exact = schedule.sigma(t.double())
+    torch.testing.assert_close(schedule.sigma(t).double(), exact, rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LinearVP(beta_min=0.0),
+        lambda: LinearVP(beta_min=2.0, beta_max=1.0),
+        lambda: Cosine(offset=-0.1),
+        lambda: EDM(sigma_max=0.0),
+        lambda: Power(exponent=0.0),
+    ],
+)
+def test_refuses_bad_settings(make) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="expected"):
+        make()
+
+
+def test_a_wrong_rate_is_caught() -> None:
+    class Wrong(RectifiedFlow):
+        def sigma_rate(self, t: torch.Tensor) -> torch.Tensor:
+            return 1.01 * torch.ones_like(t)
+
+    with pytest.raises(AssertionError):
+        assert_schedule(Wrong())

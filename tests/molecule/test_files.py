@@ -1,0 +1,222 @@
+"""Files: what is written comes back, and each bad file gives its own line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rdkit")
+pytest.importorskip("ase")
+
+from rdkit import Chem
+
+from perrin.errors import PerrinError
+from perrin.modalities.molecule import files
+from perrin.modalities.molecule.chem import add_geometry
+from perrin.modalities.molecule.structure import Molecule
+
+GOOD = ["C", "[C-]#[O+]", "C[N+](=O)[O-]", "c1ccccc1", "C[NH3+]", "C1CC1", "C.O"]
+
+BAD = {
+    "five bonds on carbon": ([6, 1, 1, 1, 1, 1], [(0, i, 1) for i in range(1, 6)], [0] * 6),
+    "a lone methyl": ([6, 1, 1, 1], [(0, i, 1) for i in range(1, 4)], [0] * 4),
+    "triple bonds around oxygen": ([8, 6, 6], [(0, 1, 3), (0, 2, 3)], [0] * 3),
+    "no bonds at all": ([6, 7, 8], [], [0] * 3),
+    "odd charges": ([6, 8], [(0, 1, 1)], [-2, 3]),
+    "bonded hydrogens in a ring": ([1, 1, 1], [(0, 1, 2), (0, 2, 1), (1, 2, 3)], [0, 1, -1]),
+}
+
+
+def molecule(numbers: list[int], bonds: list[tuple[int, int, int]], charges: list[int]) -> Molecule:
+    generator = np.random.default_rng(0)
+    return Molecule(
+        numbers=np.array(numbers),
+        positions=generator.normal(size=(len(numbers), 3)).round(4),
+        bonds=np.array(bonds, dtype=np.int64).reshape(-1, 3),
+        charges=np.array(charges),
+    )
+
+
+def assert_same(a: Molecule, b: Molecule, tolerance: float) -> None:
+    assert np.array_equal(a.numbers, b.numbers)
+    assert np.array_equal(a.charges, b.charges)
+    assert (a.bonds is None) == (b.bonds is None)
+    if a.bonds is not None and b.bonds is not None:
+        assert np.array_equal(a.bonds, b.bonds)
+    assert np.allclose(a.positions, b.positions, rtol=0, atol=tolerance)
+
+
+def test_sdf_round_trip(tmp_path: Path) -> None:
+    written = [
+        replace(
+            add_geometry(smiles), name=f"m {i}", properties={"seed": i, "gap": -0.25, "note": "two\nlines"}
+        )
+        for i, smiles in enumerate(GOOD)
+    ]
+    files.write_sdf(tmp_path / "a.sdf", written)
+    read = files.read_sdf(tmp_path / "a.sdf")
+    assert len(read) == len(written)
+    for i, (a, b) in enumerate(zip(written, read)):
+        assert_same(a, b, 5.1e-5)
+        assert b.name == f"m {i}"
+        assert b.properties == {"seed": i, "gap": -0.25, "note": "two lines"}
+    assert os.listdir(tmp_path) == ["a.sdf"]
+
+
+def test_sdf_means_the_same_to_rdkit(tmp_path: Path) -> None:
+    files.write_sdf(tmp_path / "a.sdf", [add_geometry(smiles) for smiles in GOOD])
+    assert "V2000" in (tmp_path / "a.sdf").read_text()
+    supplier = Chem.SDMolSupplier(str(tmp_path / "a.sdf"))
+    assert [Chem.MolToSmiles(mol) for mol in supplier] == [Chem.CanonSmiles(smiles) for smiles in GOOD]
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_molecules_survive_sdf(case: str, tmp_path: Path) -> None:
+    bad = molecule(*BAD[case])
+    files.write_sdf(tmp_path / "bad.sdf", [bad, bad])
+    for again in files.read_sdf(tmp_path / "bad.sdf"):
+        assert_same(bad, again, 1e-9)
+
+
+def test_sdf_with_aromatic_bonds_is_kekulized(tmp_path: Path) -> None:
+    benzene = Chem.AddHs(Chem.MolFromSmiles("c1ccccc1"))
+    from rdkit.Chem import rdDistGeom
+
+    rdDistGeom.EmbedMolecule(benzene, randomSeed=1)
+    block = Chem.MolToMolBlock(benzene, kekulize=False)
+    assert "  4  0" in block
+    (tmp_path / "a.sdf").write_text(block + "$$$$\n")
+    (read,) = files.read_sdf(tmp_path / "a.sdf")
+    assert read.bonds is not None
+    assert sorted(order for i, j, order in read.bonds.tolist() if j < 6) == [1, 1, 1, 2, 2, 2]
+
+
+def test_xyz_round_trip_has_no_bonds(tmp_path: Path) -> None:
+    written = [
+        replace(add_geometry(smiles), name=f"m {i}", properties={"gap": 0.5 * i})
+        for i, smiles in enumerate(GOOD)
+    ]
+    files.write_molecules(tmp_path / "a.xyz", written)
+    read = files.read_molecules(tmp_path / "a.xyz")
+    assert len(read) == len(written)
+    for a, b in zip(written, read):
+        assert b.bonds is None
+        assert_same(replace(a, bonds=None), b, 1e-8)
+        assert (b.name, b.properties) == (a.name, a.properties)
+
+
+def test_plain_xyz_of_another_program(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("3\nwater, from 'somewhere\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n")
+    (read,) = files.read_xyz(tmp_path / "a.xyz")
+    assert read.numbers.tolist() == [8, 1, 1]
+    assert read.charges.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["a.smi", "a.csv"])
+def test_smiles_get_a_geometry(name: str, tmp_path: Path) -> None:
+    text = "CO methanol\n\nc1ccccc1\n" if name == "a.smi" else "id,SMILES\n1,CO\n2,c1ccccc1\n"
+    (tmp_path / name).write_text(text)
+    methanol, benzene = files.read_molecules(tmp_path / name)
+    assert methanol.numbers.tolist() == [6, 8, 1, 1, 1, 1]
+    assert methanol.name == ("methanol" if name == "a.smi" else "")
+    assert len(benzene) == 12
+    assert np.ptp(benzene.positions, axis=0).max() > 4.0
+
+
+def test_smiles_are_written_canonically(tmp_path: Path) -> None:
+    files.write_molecules(tmp_path / "a.smi", [replace(add_geometry("OC"), name="x y")])
+    assert (tmp_path / "a.smi").read_text() == "CO x y\n"
+    with pytest.raises(PerrinError, match="wrong valence in molecule 1"):
+        files.write_molecules(tmp_path / "b.smi", [molecule(*BAD["five bonds on carbon"])])
+
+
+def methane_block() -> str:
+    return Chem.MolToMolBlock(Chem.AddHs(Chem.MolFromSmiles("C"))).replace("2D", "3D")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.sdf", "", "got an empty file"),
+        ("a.sdf", "\n \n", "got an empty file"),
+        ("a.sdf", "$$$$\n", "got none"),
+        ("a.sdf", "this is not\nan SDF\n", "record 1 of"),
+        ("a.sdf", "{methane}$$$$\n\n\n\ngarbage\n$$$$\n", "record 2 of"),
+        ("a.sdf", "{methane}$$$$\n{cut}", "record 2 of"),
+        ("a.sdf", "{silane}$$$$\n", "expected the elements H, C, N, O, F, got Si in record 1"),
+        ("a.sdf", "{unknown}$$$$\n", "got 'Xq' in record 1 of"),
+        ("a.xyz", "", "got an empty file"),
+        ("a.xyz", "2\n\nC 0 0 0\n", "frame 1 of"),
+        ("a.xyz", "1\n\nC 0 0 0\n1\n\nXq 0 0 0\n", "got 'Xq' in frame 2 of"),
+        ("a.xyz", "1\n\nSi 0 0 0\n", "got Si in frame 1"),
+        ("a.xyz", "1\n\nC nan 0 0\n", "NaN"),
+        ("a.smi", "CO\nC((\n", "line 2 of"),
+        ("a.smi", "C[SiH3]\n", "got Si in line 1"),
+        ("a.csv", "id,name\n1,a\n", "column 'smiles'"),
+        ("a.csv", "smiles\nnonsense\n", "line 2 of"),
+        ("a.pdb", "x", "one of the suffixes"),
+    ],
+)
+def test_bad_files(name: str, text: str, message: str, tmp_path: Path) -> None:
+    block = methane_block()
+    text = text.replace("{methane}", block).replace("{cut}", block[:150])
+    text = text.replace("{silane}", block.replace(" C  ", " Si ")).replace(
+        "{unknown}", block.replace(" C  ", " Xq ")
+    )
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PerrinError, match=message) as caught:
+        files.read_molecules(tmp_path / name, elements=(1, 6, 7, 8, 9))
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_binary_missing_and_directory(tmp_path: Path) -> None:
+    (tmp_path / "a.sdf").write_bytes(bytes(range(256)))
+    with pytest.raises(PerrinError, match="not a text file"):
+        files.read_sdf(tmp_path / "a.sdf")
+    with pytest.raises(PerrinError, match="does not exist"):
+        files.read_sdf(tmp_path / "none.sdf")
+    with pytest.raises(PerrinError, match=r"a readable file|is a directory"):
+        files.read_sdf(tmp_path)
+
+
+def test_output_path_is_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "d.sdf").mkdir()
+    with pytest.raises(PerrinError, match="got the directory"):
+        files.write_sdf(tmp_path / "d.sdf", [add_geometry("C")])
+    with pytest.raises(PerrinError, match="suffixes"):
+        files.write_molecules(tmp_path / "a.mol3", [add_geometry("C")])
+
+
+def test_parent_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    with pytest.raises(PerrinError, match="expected to write"):
+        files.write_sdf(tmp_path / "x" / "a.sdf", [add_geometry("C")])
+
+
+@pytest.mark.parametrize("suffix", ["sdf", "xyz", "smi"])
+def test_full_disk_leaves_the_old_file_and_nothing_else(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / f"a.{suffix}"
+    target.write_text("old")
+    monkeypatch.setattr("perrin.modalities.molecule.textfile.os.replace", full)
+    with pytest.raises(PerrinError, match="No space left on device; free some space") as caught:
+        files.write_molecules(target, [add_geometry("C")])
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == [target.name]
+    assert target.read_text() == "old"
+
+
+def test_xyz_molecules_cannot_become_sdf(tmp_path: Path) -> None:
+    with pytest.raises(PerrinError, match="expected a molecule with bonds"):
+        files.write_sdf(tmp_path / "a.sdf", [replace(add_geometry("C"), bonds=None)])
+    assert os.listdir(tmp_path) == []
