@@ -9,7 +9,7 @@ __all__ = ["PerrinError", "__version__", "load", "modalities"]
 
 _LAZY = {
     "PerrinError": "perrin.errors",
-    "load": "perrin.bundle",
+    "load": "perrin.modalities",
     "modalities": "perrin.modalities",
 }
 

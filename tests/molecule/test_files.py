@@ -208,7 +208,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(
 
     target = tmp_path / f"a.{suffix}"
     target.write_text("old")
-    monkeypatch.setattr("perrin.modalities.molecule.textfile.os.replace", full)
+    monkeypatch.setattr("perrin.run.atomic.os.replace", full)
     with pytest.raises(PerrinError, match="No space left on device; free some space") as caught:
         files.write_molecules(target, [add_geometry("C")])
     assert "\n" not in str(caught.value)

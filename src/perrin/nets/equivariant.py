@@ -46,7 +46,15 @@ class EquivariantBlock(nn.Module):
     """
 
     def __init__(
-        self, *, width: int, vectors: int, pair_width: int, heads: int, sets: int, pair_hidden: int, gathered: int
+        self,
+        *,
+        width: int,
+        vectors: int,
+        pair_width: int,
+        heads: int,
+        sets: int,
+        pair_hidden: int,
+        gathered: int,
     ) -> None:
         super().__init__()
         self.heads, self.sets, self.gathered = heads, sets, gathered
@@ -76,7 +84,9 @@ class EquivariantBlock(nn.Module):
         nn.init.normal_(self.vector_out.weight, std=0.02)
         nn.init.normal_(self.vector_mix.weight, std=0.02)
 
-    def forward(self, h: Tensor, v: Tensor, e: Tensor, time: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, h: Tensor, v: Tensor, e: Tensor, time: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`h` `[B, N, d]`, `v` `[B, 3, N, c]`, `e` `[B, N, N, p]`, `time` `[B, 6, d]`, `mask` `[B, N]` bool."""
         batch, n, width = h.shape
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (time + self.modulation).unsqueeze(2).unbind(1)
@@ -91,7 +101,9 @@ class EquivariantBlock(nn.Module):
         logits = logits.masked_fill(~mask[:, None, None, :], -1e9 if logits.dtype != torch.float16 else -1e4)
         attention = torch.softmax(logits, dim=-1).to(value.dtype)
         from_nodes = (attention @ value).transpose(1, 2).reshape(batch, n, width)
-        from_pairs = (attention.transpose(1, 2) @ gathered.to(value.dtype)).reshape(batch, n, -1)  # [B, N, H·g]
+        from_pairs = (attention.transpose(1, 2) @ gathered.to(value.dtype)).reshape(
+            batch, n, -1
+        )  # [B, N, H·g]
         h = h + gate_1 * self.out(torch.cat((from_nodes, from_pairs), dim=-1))
 
         # 2. vectors move along differences of coordinate sets, in full precision
@@ -116,7 +128,9 @@ class EquivariantBlock(nn.Module):
             v = v + self.vector_mix(first * gate.to(v.dtype).unsqueeze(1))
 
         # 4. pairs
-        z = torch.cat((e_norm, distance.to(e_norm.dtype), similarity.permute(0, 2, 3, 1).to(e_norm.dtype)), dim=-1)
+        z = torch.cat(
+            (e_norm, distance.to(e_norm.dtype), similarity.permute(0, 2, 3, 1).to(e_norm.dtype)), dim=-1
+        )
         hidden = self.pair_in(z) + self.left(h).unsqueeze(2) + self.right(h).unsqueeze(1)
         e = e + self.pair_out(F.silu(hidden))
         return h, v, e

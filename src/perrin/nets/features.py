@@ -21,8 +21,12 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, frequencies: int = 32, max_frequency: float = 1000.0) -> None:
         super().__init__()
         steps = torch.arange(frequencies, dtype=torch.float64) / max(frequencies - 1, 1)
-        self.register_buffer("frequency", torch.exp(steps * math.log(max_frequency)).float(), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.register_buffer(
+            "frequency", torch.exp(steps * math.log(max_frequency)).float(), persistent=False
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         """`[B]` to `[B, width]`."""
@@ -43,7 +47,9 @@ class RadialBasis(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.linspace(0, 1, size, dtype=torch.float64).float(), persistent=False)
+        self.register_buffer(
+            "centre", torch.linspace(0, 1, size, dtype=torch.float64).float(), persistent=False
+        )
         self.beta = (2.0 / size) ** -2
 
     def forward(self, d: Tensor) -> Tensor:

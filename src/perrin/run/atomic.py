@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise PerrinError(f"expected to write {target}, got: {reason}; free some space or choose another path") from error
+        raise PerrinError(
+            f"expected to write {target}, got: {reason}; free some space or choose another path"
+        ) from error
     finally:
-        try:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -48,7 +48,15 @@ def write_json(path: str | Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_with(path: str | Path, save: Callable[[Path], None]) -> None:
-    """Let `save` write the temporary file, then rename it."""
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write torch tensors as safetensors, atomically."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     with atomic_path(path) as temporary:
-        save(temporary)
+        try:
+            save_file(dict(tensors), str(temporary), metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(str(error)) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from perrin.errors import PerrinError
-from perrin.run.atomic import write_with
+from perrin.run.atomic import write_tensors
 
 FILE = "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,7 +33,12 @@ class Checkpoint:
 
     @classmethod
     def capture(
-        cls, step: int, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer, config: dict[str, Any]
+        cls,
+        step: int,
+        model: nn.Module,
+        ema: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        config: dict[str, Any],
     ) -> Checkpoint:
         """Copy the state to the CPU."""
         tensors: dict[str, Tensor] = {f"model.{k}": p for k, p in model.named_parameters()}
@@ -45,11 +50,9 @@ class Checkpoint:
 
     def save(self, folder: str | Path) -> Path:
         """Write `checkpoint.safetensors` into `folder`, atomically."""
-        from safetensors.torch import save_file
-
         path = Path(folder) / FILE
         metadata = {"step": str(self.step), "config": json.dumps(self.config, sort_keys=True)}
-        write_with(path, lambda temporary: save_file(self.tensors, str(temporary), metadata=metadata))
+        write_tensors(path, self.tensors, metadata)
         return path
 
     @classmethod
@@ -76,7 +79,9 @@ class Checkpoint:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under `prefix.`, by parameter name."""
-        return {k.removeprefix(prefix + "."): v for k, v in self.tensors.items() if k.startswith(prefix + ".")}
+        return {
+            k.removeprefix(prefix + "."): v for k, v in self.tensors.items() if k.startswith(prefix + ".")
+        }
 
     def restore(self, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Copy the state back; moments that the file lacks start from zero."""

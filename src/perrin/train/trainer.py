@@ -57,7 +57,13 @@ class Trainer:
     """
 
     def __init__(
-        self, task: Task, options: TrainOptions, folder: str | Path, *, accelerator: str = "auto", devices: int | str = "auto"
+        self,
+        task: Task,
+        options: TrainOptions,
+        folder: str | Path,
+        *,
+        accelerator: str = "auto",
+        devices: int | str = "auto",
     ) -> None:
         from lightning_fabric import Fabric
 
@@ -102,7 +108,9 @@ class Trainer:
         gradients: Callable[[Hashable, dict[str, Tensor]], dict[str, Tensor]]
 
         def forward_backward(key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-            with torch.autocast(fabric.device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+            with torch.autocast(
+                fabric.device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"
+            ):
                 losses = self.task.loss(model, key, batch)
             fabric.backward(losses["loss"])
             return {k: v.detach() for k, v in losses.items()}
@@ -130,7 +138,8 @@ class Trainer:
                 if stop and done < options.steps:
                     log.close()
                     raise Interrupted(
-                        stop.number or 15, f"stopped at step {done} of {options.steps}; the same command goes on from there"
+                        stop.number or 15,
+                        f"stopped at step {done} of {options.steps}; the same command goes on from there",
                     )
         log.close()
         with torch.no_grad():
@@ -150,7 +159,9 @@ class Trainer:
         self.fabric.print(f"going on from step {found.step} in {self.folder}", file=sys.stderr)
         return min(found.step, self.options.steps)
 
-    def _save(self, step: int, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def _save(
+        self, step: int, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    ) -> None:
         if self.fabric.global_rank == 0:
             raw = getattr(optimizer, "optimizer", optimizer)
             Checkpoint.capture(step, model, ema, raw, self.config).save(self.folder)
@@ -209,7 +220,12 @@ class _Log:
         self.file.flush()
         left = (self.options.steps - done) * self.options.batch / speed
         text = f"step {done}/{self.options.steps}  loss {values['loss']:.4f}  {speed:.0f} samples/s  {left:.0f} s left"
-        print(f"\r{text}\x1b[K" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r{text}\x1b[K" if self.terminal else text,
+            end="" if self.terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
         """Close the file."""

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from perrin.core import State
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, Vocabulary, encode, unsupported
+from perrin.modalities.molecule.fields import (
+    BONDS,
+    CHARGES,
+    POSITIONS,
+    TYPES,
+    Vocabulary,
+    encode,
+    unsupported,
+)
 from perrin.modalities.molecule.structure import Molecule
 
 WIDTHS = (18, 21, 29)
@@ -49,7 +57,12 @@ class Bucket:
 
 
 def buckets_from_ragged(
-    sizes: Tensor, numbers: Tensor, charges: Tensor, positions: Tensor, bond_counts: Tensor, bonds: Tensor,
+    sizes: Tensor,
+    numbers: Tensor,
+    charges: Tensor,
+    positions: Tensor,
+    bond_counts: Tensor,
+    bonds: Tensor,
     vocabulary: Vocabulary,
 ) -> list[Bucket]:
     """Ragged arrays (atoms and bonds of one molecule after another) as buckets, without a Python loop over molecules.
@@ -106,13 +119,15 @@ def buckets_from_molecules(molecules: Sequence[Molecule], vocabulary: Vocabulary
     return out
 
 
-def vocabulary_from_buckets_source(
+def count_vocabulary(
     sizes: Tensor, numbers: Tensor, charges: Tensor, positions: Tensor, bond_counts: Tensor, bonds: Tensor
 ) -> Vocabulary:
     """Count what the data hold: elements, charges, bonds, sizes, and the spread of centred coordinates."""
     count = len(sizes)
     owner = torch.repeat_interleave(torch.arange(count), sizes)
-    mean = torch.zeros(count, 3, dtype=torch.float64).index_add_(0, owner, positions.double()) / sizes[:, None]
+    mean = (
+        torch.zeros(count, 3, dtype=torch.float64).index_add_(0, owner, positions.double()) / sizes[:, None]
+    )
     spread = float((positions.double() - mean[owner]).square().mean().sqrt())
     elements, element_counts = torch.unique(numbers, return_counts=True)
     values, value_counts = torch.unique(charges, return_counts=True)
@@ -142,7 +157,9 @@ def supported(molecules: Sequence[Molecule], vocabulary: Vocabulary, source: Any
     reasons = [unsupported(m, vocabulary) for m in molecules]
     kept = [m for m, reason in zip(molecules, reasons, strict=True) if not reason]
     if not kept:
-        raise PerrinError(f"expected molecules the model can express in {source}, found none: {reasons[0] if reasons else 'the file is empty'}")
+        raise PerrinError(
+            f"expected molecules the model can express in {source}, found none: {reasons[0] if reasons else 'the file is empty'}"
+        )
     return kept
 
 

@@ -90,7 +90,9 @@ def encode(molecules: Sequence[Molecule], vocabulary: Vocabulary, *, width: int)
         n = len(molecule)
         reason = unsupported(molecule, vocabulary)
         if reason or n > width:
-            raise PerrinError(f"molecule {molecule.name or k + 1}: {reason or f'{n} atoms, more than {width}'}")
+            raise PerrinError(
+                f"molecule {molecule.name or k + 1}: {reason or f'{n} atoms, more than {width}'}"
+            )
         assert molecule.bonds is not None
         mask[k, :n] = True
         positions[k, :n] = (molecule.positions - molecule.positions.mean(0)) / vocabulary.position_scale
@@ -108,16 +110,22 @@ def unsupported(molecule: Molecule, vocabulary: Vocabulary) -> str:
         return "expected bonds, given none: use an SDF or SMILES file"
     bad = sorted(set(molecule.numbers.tolist()) - set(vocabulary.elements))
     if bad:
-        return f"expected atomic numbers {list(vocabulary.elements)}, given {bad}: train with another vocabulary"
+        return (
+            f"expected atomic numbers {list(vocabulary.elements)}, given {bad}: train with another vocabulary"
+        )
     bad = sorted(set(molecule.charges.tolist()) - set(vocabulary.charges))
     if bad:
-        return f"expected formal charges {list(vocabulary.charges)}, given {bad}: train with another vocabulary"
+        return (
+            f"expected formal charges {list(vocabulary.charges)}, given {bad}: train with another vocabulary"
+        )
     if len(molecule) < 1:
         return "expected at least one atom, given none"
     return ""
 
 
-def decode(state: State, mask: Tensor, vocabulary: Vocabulary, names: Sequence[str] | None = None) -> list[Molecule]:
+def decode(
+    state: State, mask: Tensor, vocabulary: Vocabulary, names: Sequence[str] | None = None
+) -> list[Molecule]:
     """A padded state as molecules, coordinates in Å."""
     host = {k: x.detach().cpu().numpy() for k, x in state.items()}
     sizes = mask.sum(1).tolist()

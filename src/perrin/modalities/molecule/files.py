@@ -19,10 +19,12 @@ import numpy as np
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.structure import Molecule
-from perrin.modalities.molecule.textfile import read_text, write_atomic
+from perrin.modalities.molecule.textfile import read_text
+from perrin.run.atomic import write_text
 
 READABLE = ".sdf, .xyz, .extxyz, .smi, .smiles, .csv"
-WRITABLE = ".sdf, .xyz, .extxyz, .smi, .smiles"
+WRITABLE_SUFFIXES = (".sdf", ".xyz", ".extxyz", ".smi", ".smiles")
+WRITABLE = ", ".join(WRITABLE_SUFFIXES)
 
 
 def read_molecules(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
@@ -45,17 +47,22 @@ def read_molecules(path: str | Path, elements: Collection[int] | None = None) ->
     raise PerrinError(f"expected a file with one of the suffixes {READABLE}, got {path}")
 
 
+def check_suffix(path: str | Path) -> None:
+    """Raise a `PerrinError` unless a file of this suffix can be written."""
+    if Path(path).suffix.lower() not in WRITABLE_SUFFIXES:
+        raise PerrinError(f"expected an output file with one of the suffixes {WRITABLE}, got {path}")
+
+
 def write_molecules(path: str | Path, molecules: Sequence[Molecule]) -> None:
     """Write a file of the kind that the suffix names: SDF, (extended) XYZ, or SMILES."""
+    check_suffix(path)
     suffix = Path(path).suffix.lower()
     if suffix == ".sdf":
         write_sdf(path, molecules)
     elif suffix in (".xyz", ".extxyz"):
         write_xyz(path, molecules)
-    elif suffix in (".smi", ".smiles"):
-        write_smiles(path, molecules)
     else:
-        raise PerrinError(f"expected an output file with one of the suffixes {WRITABLE}, got {path}")
+        write_smiles(path, molecules)
 
 
 def write_sdf(path: str | Path, molecules: Iterable[Molecule]) -> None:
@@ -74,7 +81,7 @@ def write_sdf(path: str | Path, molecules: Iterable[Molecule]) -> None:
                 text = " ".join(str(value).split()) or " "
                 lines.append(f"> <{' '.join(str(key).split())}>\n{text}\n\n")
             lines.append("$$$$\n")
-    write_atomic(path, "".join(lines))
+    write_text(path, "".join(lines))
 
 
 def read_sdf(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
@@ -124,7 +131,7 @@ def write_xyz(path: str | Path, molecules: Iterable[Molecule]) -> None:
     buffer = io.StringIO()
     if images:
         ase.io.write(buffer, images, format="extxyz")
-    write_atomic(path, buffer.getvalue())
+    write_text(path, buffer.getvalue())
 
 
 def read_xyz(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
@@ -213,7 +220,7 @@ def write_smiles(path: str | Path, molecules: Iterable[Molecule]) -> None:
                 f"expected valid molecules for {path}, got a wrong valence in molecule {number}: use .sdf"
             )
         lines.append(f"{smiles} {' '.join(molecule.name.split())}".rstrip() + "\n")
-    write_atomic(path, "".join(lines))
+    write_text(path, "".join(lines))
 
 
 def _sdf_records(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:

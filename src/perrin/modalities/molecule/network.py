@@ -105,7 +105,13 @@ class MoleculeNetwork(nn.Module):
         )
 
     def forward(
-        self, fields: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
+        self,
+        fields: State,
+        t: Tensor,
+        *,
+        condition: Any = None,
+        layouts: Layouts,
+        previous: State | None = None,
     ) -> State:
         """See the class. `condition` is not used by this network."""
         rows = layouts[POSITIONS]
@@ -164,5 +170,10 @@ def build_denoiser(config: MoleculeConfig) -> NetworkDenoiser:
         vocabulary, bond_exponent=config.bond_exponent, type_exponent=config.type_exponent
     )
     network = MoleculeNetwork(config.network, types=len(vocabulary.elements), charges=len(vocabulary.charges))
-    heads = {POSITIONS: EDMHead(sigma_data=1.0), TYPES: LogitsHead(), CHARGES: LogitsHead(), BONDS: LogitsHead()}
+    heads = {
+        POSITIONS: EDMHead(sigma_data=1.0),
+        TYPES: LogitsHead(),
+        CHARGES: LogitsHead(),
+        BONDS: LogitsHead(),
+    }
     return NetworkDenoiser(network, process, heads)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.textfile import replacing
+from perrin.run.atomic import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,8 +78,6 @@ def prepare_qm9(files: Sequence[Path], target: Path, *, count: int | None = None
         target: the safetensors file to make.
         count: molecules expected, for the progress bar and as a check.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     rows: dict[str, list[Any]] = {name: [] for name in ("numbers", "charges", "positions", "bonds", "smiles")}
     properties: list[list[float]] = []
@@ -110,11 +108,7 @@ def prepare_qm9(files: Sequence[Path], target: Path, *, count: int | None = None
     }
     units = {name: unit for name, (_, unit) in PROPERTIES.items()}
     metadata = {"format": FORMAT, "properties": json.dumps(list(units)), "units": json.dumps(units)}
-    with replacing(target) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+    write_tensors(target, tensors, metadata)
     unmatched = int((~tensors["has_bonds"]).sum())
     print(
         f"QM9: {len(properties)} molecules in {target}; "

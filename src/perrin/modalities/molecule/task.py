@@ -64,7 +64,11 @@ class MoleculeTask:
     ) -> None:
         self.denoiser = denoiser
         self.loss_config = loss or LossConfig()
-        self.config = {"model": config.to_json(), "loss": asdict(self.loss_config), "molecules": sum(map(len, buckets))}
+        self.config = {
+            "model": config.to_json(),
+            "loss": asdict(self.loss_config),
+            "molecules": sum(map(len, buckets)),
+        }
         self.buckets = list(buckets)
         self.plan = BatchPlan([len(b) for b in buckets], batch, seed)
         c = self.loss_config

@@ -8,7 +8,6 @@ a file of molecules can never become code. Data sit in JSON blocks; drawings and
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import html
 import json
@@ -23,6 +22,7 @@ from typing import Any
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.view_records import elements, plain, record
+from perrin.run.atomic import write_text
 
 _SCRIPTS = ("formats.js", "mesh.js", "page.js", "stage.js")
 
@@ -77,30 +77,9 @@ def write_page(
     Raises:
         PerrinError: `path` is a directory, or cannot be written (no permission, full disk).
     """
-    target = Path(path)
-    if os.path.isdir(target):
-        raise PerrinError(
-            f"expected a file for the HTML page, got the directory {target}; try {target / 'view.html'}"
-        )
     text = render_page(molecules, title=title, metrics=metrics, provenance=provenance)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise PerrinError(
-            f"cannot write the HTML page {target} ({len(text) / 1e6:.1f} MB): {reason}; "
-            "free some space or choose another place"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return target
+    write_text(path, text.encode(errors="replace").decode())
+    return Path(path)
 
 
 def _library() -> str:

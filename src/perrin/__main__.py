@@ -1,0 +1,7 @@
+"""`python -m perrin`."""
+
+import sys
+
+from perrin.cli import main
+
+sys.exit(main())

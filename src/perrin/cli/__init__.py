@@ -1,0 +1,196 @@
+"""The command line: `perrin VERB TARGET …`.
+
+Only the standard library is imported here, and the modality that a command names; torch comes when work starts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import NoReturn
+
+from perrin import __version__
+from perrin.errors import PerrinError
+
+VERBS = {
+    "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
+    "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
+    "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
+    "view": "one self-contained HTML page: perrin view out.sdf",
+    "rerun": "run again what a run.json records: perrin rerun out.sdf.run.json",
+    "list": "what is installed",
+    "doctor": "whether it works here",
+}
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise PerrinError(f"{message}; see 'perrin {self.prog.partition(' ')[2]} --help'".replace("  ", " "))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0; 2 for an error the user can mend; 128 + signal when stopped."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(argv)
+    except PerrinError as error:
+        print(f"perrin: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("perrin: stopped; the same command goes on from what is done", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `perrin … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(f"perrin: {error}", file=sys.stderr)
+        return int(code)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"perrin {__version__}")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        raise PerrinError(f"expected a command ({', '.join(VERBS)}), given {verb!r}: see 'perrin --help'")
+    parser = _parser(verb)
+    if verb in ("list", "doctor", "rerun"):
+        from perrin.cli import tools
+
+        return int(getattr(tools, verb if verb != "list" else "list_installed")(parser.parse_args(rest)))
+    found = _modality(verb, rest)
+    for modality in [found] if found else _all_modalities():
+        modality.add_arguments(verb, parser)
+    parsed = parser.parse_args(rest)
+    if found is None:
+        from perrin.modalities import modality_for_file, modality_of
+
+        found = modality_of(parsed.target) if verb in ("sample", "train") else modality_for_file(parsed.file)
+    with _terminate_as_interrupt(verb):
+        getattr(found, verb)(parsed)
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    return "\n".join(
+        [
+            f"Perrin {__version__}: diffusion models for molecules, and for what plugs in.",
+            "",
+            "usage: perrin COMMAND …",
+            "",
+            *lines,
+            "",
+            "'perrin COMMAND --help' explains one command.",
+        ]
+    )
+
+
+def _parser(verb: str) -> ArgumentParser:
+    parser = _Parser(
+        prog=f"perrin {verb}",
+        description=VERBS[verb],
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if verb == "sample":
+        parser.add_argument("target", help="a bundle: modality/name, or the path of one")
+        parser.add_argument("-n", type=int, required=True, help="how many samples")
+        parser.add_argument(
+            "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"
+        )
+        parser.add_argument(
+            "--seed", type=int, default=0, help="sample i depends on it and on i alone (default 0)"
+        )
+        parser.add_argument(
+            "--batch", type=int, help="samples at a time: changes speed and memory, not the samples"
+        )
+        parser.add_argument(
+            "--steps", type=int, help="network evaluations per sample (default: the bundle's)"
+        )
+        parser.add_argument("--solver", help="a solver of perrin.core.SOLVERS (default: the bundle's)")
+        parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
+        parser.add_argument("--workers", type=int, help="processes on the CPU (default: the cores there are)")
+        parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    elif verb == "train":
+        parser.add_argument("target", help="modality/preset, such as molecule/qm9")
+        parser.add_argument(
+            "--out", required=True, metavar="DIR", help="the run's folder; the same command again goes on"
+        )
+        parser.add_argument("--from", dest="start", metavar="BUNDLE", help="start from a bundle's weights")
+        parser.add_argument("--steps", type=int, help="optimizer steps in all")
+        parser.add_argument("--batch", type=int, help="samples per step (default 512 on a GPU, 32 on a CPU)")
+        parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3, 2e-4 from a bundle)")
+        parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise (default 0)")
+        parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
+        parser.add_argument("--devices", default="1", help="how many GPUs, or auto for all (default 1)")
+        parser.add_argument(
+            "--log-every", type=int, default=50, metavar="N", help="steps between metrics (default 50)"
+        )
+        parser.add_argument(
+            "--save-every",
+            type=int,
+            default=1000,
+            metavar="N",
+            help="steps between checkpoints (default 1000)",
+        )
+    elif verb == "evaluate":
+        parser.add_argument("file", help="what was generated")
+        parser.add_argument("--like", metavar="NAME", help="reference data for novelty, such as qm9")
+        parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    elif verb == "view":
+        parser.add_argument("file", help="what was generated")
+        parser.add_argument("-o", "--out", metavar="FILE.html", help="where to (default: beside the file)")
+    elif verb == "rerun":
+        parser.add_argument("file", help="a run.json")
+    return parser
+
+
+def _modality(verb: str, rest: list[str]):  # type: ignore[no-untyped-def]
+    """The modality that the first word names, so that `--help` shows its options; `None` when it names none."""
+    from perrin.modalities import modality, names
+
+    word = rest[0] if rest and not rest[0].startswith("-") else ""
+    head = word.partition("/")[0]
+    return modality(head) if verb in ("sample", "train") and "/" in word and head in names() else None
+
+
+def _all_modalities():  # type: ignore[no-untyped-def]
+    from perrin.modalities import modalities
+
+    return list(modalities().values())
+
+
+def _terminate_as_interrupt(verb: str):  # type: ignore[no-untyped-def]
+    """SIGTERM ends work as Ctrl-C does, so that nothing is left half-written (training has its own handler)."""
+    from contextlib import contextmanager
+
+    from perrin.run.signals import Interrupted
+
+    @contextmanager
+    def manage():  # type: ignore[no-untyped-def]
+        def handler(number: int, frame: object) -> None:
+            raise Interrupted(number, "stopped; the same command goes on from what is done")
+
+        before = signal.signal(signal.SIGTERM, handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    return manage()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

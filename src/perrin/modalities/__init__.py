@@ -1,0 +1,182 @@
+"""Modalities: plug-ins that register through the entry point group `perrin.modalities`.
+
+A modality is an object with the interface of `Modality`. The module that the entry point names must import quickly (no
+torch at its top): the command line imports it to learn the modality's arguments. Ours register in the same way as anybody
+else's, and none imports another.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perrin.errors import PerrinError
+
+if TYPE_CHECKING:
+    from perrin.bundle import Bundle
+
+GROUP = "perrin.modalities"
+VERBS = ("sample", "train", "evaluate", "view")
+"""The verbs that every modality answers. A modality may add its own in `Modality.verbs`."""
+
+
+class Modality(ABC):
+    """What a plug-in supplies.
+
+    Class attributes:
+        name: the first part of `molecule/qm9`.
+        summary: one line for `perrin list`.
+        verbs: further verbs, name to one line of help; each is a method of that name that takes the parsed arguments.
+        suffixes: files that `perrin evaluate` and `perrin view` bring to this modality.
+    """
+
+    name: str
+    summary: str
+    verbs: dict[str, str] = {}  # noqa: RUF012 (a constant of the subclass)
+    suffixes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def bundle_folder(self) -> Path:
+        """The folder that holds the bundles that ship with the plug-in, one folder each."""
+
+    @abstractmethod
+    def add_arguments(self, verb: str, parser: ArgumentParser) -> None:
+        """Add this modality's own options of a verb to the common ones."""
+
+    @abstractmethod
+    def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:
+        """The model of a bundle: an object with `sample(n, seed=…)`."""
+
+    @abstractmethod
+    def sample(self, arguments: Namespace) -> None:
+        """`perrin sample`."""
+
+    @abstractmethod
+    def train(self, arguments: Namespace) -> None:
+        """`perrin train`."""
+
+    @abstractmethod
+    def evaluate(self, arguments: Namespace) -> None:
+        """`perrin evaluate`."""
+
+    @abstractmethod
+    def view(self, arguments: Namespace) -> None:
+        """`perrin view`."""
+
+    def requirements(self) -> Iterable[str]:
+        """Import names of the packages that the modality needs, for `perrin doctor`."""
+        return ()
+
+    def bundles(self) -> list[str]:
+        """Names of the bundles that ship with the plug-in."""
+        folder = self.bundle_folder()
+        return sorted(p.parent.name for p in folder.glob("*/config.json")) if folder.is_dir() else []
+
+
+def names() -> list[str]:
+    """Names of the installed modalities, without importing them."""
+    return sorted({point.name for point in metadata.entry_points(group=GROUP)})
+
+
+def modality(name: str) -> Modality:
+    """The modality of that name.
+
+    Raises:
+        PerrinError: it is not installed, or fails to import.
+    """
+    points = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    if name not in points:
+        known = ", ".join(sorted(points)) or "none"
+        raise PerrinError(f"expected an installed modality ({known}), given {name!r}: see 'perrin list'")
+    try:
+        found = points[name].load()
+    except ImportError as error:
+        raise PerrinError(
+            f"modality {name!r} cannot be imported ({error}): pip install 'perrin[{name}]'"
+        ) from error
+    assert isinstance(found, Modality)
+    return found
+
+
+def modalities() -> dict[str, Modality]:
+    """All installed modalities; one that fails to import is left out with a warning that names its package."""
+    out = {}
+    for point in metadata.entry_points(group=GROUP):
+        try:
+            out[point.name] = point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else point.value
+            warnings.warn(
+                f"modality {point.name!r} of package {package} cannot be loaded: {error}", stacklevel=2
+            )
+    return out
+
+
+def find_bundle(reference: str | Path) -> Path:
+    """The folder or file of a bundle named `modality/name`, or given by its path.
+
+    Raises:
+        PerrinError: there is none.
+    """
+    from perrin.bundle import is_bundle
+
+    text = str(reference)
+    if is_bundle(text):
+        return Path(text)
+    head, _, tail = text.partition("/")
+    if tail and head in names():
+        found = modality(head)
+        if tail in found.bundles():
+            return found.bundle_folder() / tail
+        known = ", ".join(f"{head}/{b}" for b in found.bundles()) or "none"
+        raise PerrinError(
+            f"expected a bundle ({known}) or the path of one, given {text!r}: see 'perrin list'"
+        )
+    raise PerrinError(
+        f"expected a bundle's name, such as molecule/qm9, or its folder, given {text!r}: see 'perrin list'"
+    )
+
+
+def modality_of(reference: str) -> Modality:
+    """The modality that answers for `modality/name`, or for a bundle at a path."""
+    from perrin.bundle import is_bundle, read_bundle
+
+    head = reference.partition("/")[0]
+    if head in names() and not is_bundle(reference):
+        return modality(head)
+    return modality(read_bundle(find_bundle(reference)).modality)
+
+
+def modality_for_file(path: str | Path) -> Modality:
+    """The modality that claims a file's suffix.
+
+    Raises:
+        PerrinError: none does.
+    """
+    suffix = Path(path).suffix.lower()
+    for candidate in modalities().values():
+        if suffix in candidate.suffixes:
+            return candidate
+    known = sorted(s for m in modalities().values() for s in m.suffixes)
+    raise PerrinError(f"expected a file of a known kind ({', '.join(known)}), given {path}")
+
+
+def load(reference: str | Path, *, device: str = "cpu") -> Any:
+    """Load a model: `perrin.load("molecule/qm9")`, or the path of a bundle.
+
+    Arguments:
+        reference: `modality/name`, or a bundle's folder or zip.
+        device: where to put it.
+
+    Raises:
+        PerrinError: there is no such bundle, it is damaged, or its modality is not installed.
+    """
+    from perrin.bundle import read_bundle
+
+    bundle = read_bundle(find_bundle(reference))
+    return modality(bundle.modality).load(bundle, device=device)

@@ -1,0 +1,94 @@
+"""Molecules: generation of 3D structures with bonds. This module is imported by the command line, so it imports nothing heavy."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perrin.modalities import Modality
+
+if TYPE_CHECKING:
+    from perrin.bundle import Bundle
+    from perrin.modalities.molecule.model import MoleculeModel
+
+PROTOCOLS = ("lookup", "bonds", "both")
+
+
+class MoleculeModality(Modality):
+    """See `perrin.modalities.Modality`."""
+
+    name = "molecule"
+    summary = "small molecules in 3D with bonds and charges (QM9: H, C, N, O, F)"
+    suffixes = (".sdf", ".xyz", ".extxyz", ".smi", ".smiles")
+
+    def bundle_folder(self) -> Path:
+        """The bundles in the package."""
+        return Path(__file__).parent / "bundles"
+
+    def requirements(self) -> Iterable[str]:
+        """RDKit for chemistry, ASE for XYZ, plotly for pages."""
+        return ("rdkit", "ase", "plotly")
+
+    def add_arguments(self, verb: str, parser: ArgumentParser) -> None:
+        """The molecule options."""
+        group = parser.add_argument_group("molecule")
+        if verb == "sample":
+            group.add_argument(
+                "--atoms",
+                metavar="N[-M]",
+                help="atoms per molecule, hydrogens included, or a range; "
+                "drawn from the training data by default",
+            )
+            group.add_argument("--view", metavar="FILE.html", help="also write a page with 3D views")
+            group.add_argument("--evaluate", action="store_true", help="also print the metrics table")
+        elif verb == "train":
+            group.add_argument("--data", metavar="FILE", help="own molecules, SDF or SMILES, in place of QM9")
+            group.add_argument("--limit", type=int, metavar="N", help="use only N molecules of the data")
+        elif verb == "evaluate":
+            group.add_argument(
+                "--protocol",
+                choices=PROTOCOLS,
+                help="lookup: bonds from distances; bonds: bonds of the file, "
+                "strict valences; both where the file has bonds",
+            )
+            group.add_argument(
+                "--groups",
+                type=int,
+                metavar="K",
+                help="cut the file into K parts, such as seeds, and give the standard error over them",
+            )
+
+    def load(self, bundle: Bundle, *, device: str = "cpu") -> MoleculeModel:
+        """The model of a bundle."""
+        from perrin.modalities.molecule.model import MoleculeModel
+
+        return MoleculeModel.from_bundle(bundle, device=device)
+
+    def sample(self, arguments: Namespace) -> None:
+        """Generate molecules into a file."""
+        from perrin.modalities.molecule import commands
+
+        commands.sample(arguments)
+
+    def train(self, arguments: Namespace) -> None:
+        """Train on QM9 or on the user's molecules."""
+        from perrin.modalities.molecule import commands
+
+        commands.train(arguments)
+
+    def evaluate(self, arguments: Namespace) -> None:
+        """Compute the metrics of a file."""
+        from perrin.modalities.molecule import commands
+
+        commands.evaluate(arguments)
+
+    def view(self, arguments: Namespace) -> None:
+        """Write a page."""
+        from perrin.modalities.molecule import commands
+
+        commands.view(arguments)
+
+
+MODALITY = MoleculeModality()

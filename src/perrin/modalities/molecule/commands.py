@@ -1,0 +1,362 @@
+"""The molecule side of the command line's verbs."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.structure import Molecule
+
+_STATE: dict[str, Any] = {}
+"""The model of this process, and how to run it: set once per worker by `_setup`."""
+
+
+def sample(a: Namespace) -> None:
+    """`perrin sample molecule/… -n N -o FILE`: resumable, in as many processes as the machine has cores."""
+    from perrin.modalities import find_bundle, load
+    from perrin.modalities.molecule.files import check_suffix, write_molecules
+    from perrin.modalities.molecule.model import check_count
+    from perrin.run.partial import PartialStore
+    from perrin.run.pool import cpu_count, map_unordered
+    from perrin.run.progress import progress
+    from perrin.run.record import record, write_record
+
+    check_count(a.n, "-n")
+    atoms = _atoms(a.atoms)
+    output = Path(a.out)
+    check_suffix(output)
+    device = choose_device(a.device)
+    batch = a.batch or (64 if device == "cpu" else 1024)
+    check_count(batch, "--batch")
+    reference = str(find_bundle(a.target))
+    model = load(reference, device=device)
+    options = model.options(steps=a.steps, solver=a.solver)
+    plan = options.plan(model.denoiser)
+    if a.dry_run:
+        print(repr(plan))
+        return
+
+    key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
+    store = PartialStore(output, key)
+    molecules: list[Molecule | None] = [None] * a.n
+    for indices, part in store.load():
+        for i, molecule in zip(indices, _unpack(part, model.name, a.seed, indices), strict=True):
+            if i < a.n:
+                molecules[i] = molecule
+    done = [i for i, m in enumerate(molecules) if m is not None]
+    workers = a.workers or (cpu_count() if device == "cpu" else 1)
+    if device == "cpu" and workers > 1:  # enough units for every worker, if need be smaller ones
+        batch = min(batch, max(4, -(-a.n // (4 * workers)) // 4 * 4))
+    units = model.units(model.sizes(a.seed, a.n, atoms), batch=batch, done=done)
+    if a.n - len(done) < 16:
+        workers = 1  # starting a process costs more
+    begin = time.perf_counter()
+    settings = (reference, device, a.seed, options.to_json(), workers)
+    with progress(f"sampling {a.target}", a.n) as advance:
+        advance(len(done))
+        for unit, found in map_unordered(_run, units, workers=workers, setup=_setup, arguments=settings):
+            store.save(unit.indices, _pack(found))
+            for i, molecule in zip(unit.indices, found, strict=True):
+                molecules[i] = molecule
+            advance(len(unit.indices))
+    seconds = time.perf_counter() - begin
+    whole = [m for m in molecules if m is not None]
+    write_molecules(output, whole)
+    content = record(
+        "sample",
+        {k: v for k, v in vars(a).items() if k != "run"},
+        argv=_argv(),
+        bundle={"path": a.target, "sha256": model.sha256},
+        sampling=options.to_json(),
+        result={
+            "molecules": a.n,
+            "evaluations": plan.nfe,
+            "seconds": round(seconds, 2),
+            "workers": workers,
+            "device": device,
+        },
+    )
+    write_record(output.with_name(output.name + ".run.json"), content)
+    store.remove()
+    if a.n > len(done):
+        rate = (a.n - len(done)) / seconds
+        print(
+            f"{a.n} molecules in {output}: {seconds:.1f} s, {rate:.1f} molecules/s, {plan.nfe} evaluations each"
+        )
+    else:
+        print(f"{a.n} molecules in {output}, all from unfinished work")
+    metrics = _evaluate(whole, label=a.target) if a.evaluate else None
+    if a.view:
+        from perrin.modalities.molecule.view import write_page
+
+        write_page(
+            a.view,
+            whole,
+            title=f"{a.target}, {a.n} molecules",
+            metrics=_page_metrics(metrics),
+            provenance=content,
+        )
+        print(f"3D views in {a.view}")
+
+
+def _setup(reference: str, device: str, seed: int, options: dict[str, Any], workers: int) -> None:
+    import torch
+
+    from perrin.modalities import load
+    from perrin.modalities.molecule.model import SamplingOptions
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    _STATE.update(model=load(reference, device=device), seed=seed, options=SamplingOptions(**options))
+
+
+def _run(unit: Any) -> list[Molecule]:
+    return _STATE["model"].run_unit(unit, _STATE["seed"], _STATE["options"])
+
+
+def train(a: Namespace) -> None:
+    """`perrin train molecule/qm9 --out DIR`: QM9 or own molecules, from scratch or from a bundle."""
+    import torch
+
+    from perrin.bundle import read_bundle, write_bundle
+    from perrin.modalities import find_bundle
+    from perrin.modalities.molecule.files import read_molecules
+    from perrin.modalities.molecule.model import SamplingOptions, load_weights
+    from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
+    from perrin.modalities.molecule.sources import from_files, from_qm9
+    from perrin.modalities.molecule.task import MoleculeTask
+    from perrin.run.record import record, write_record
+    from perrin.train import Trainer, TrainOptions
+
+    preset = a.target.partition("/")[2]
+    if preset != "qm9" and not a.data:
+        raise PerrinError(f"expected molecule/qm9, or --data with your own molecules, given {a.target!r}")
+    base = read_bundle(find_bundle(a.start)) if a.start else None
+    config = MoleculeConfig.from_json(base.config["model"]) if base else None
+    vocabulary = config.vocabulary if config else None
+    if a.data:
+        vocabulary, buckets, skipped = from_files(
+            read_molecules(a.data), vocabulary, source=a.data, limit=a.limit
+        )
+        if skipped:
+            print(f"left out {skipped} molecules that the model cannot express", file=sys.stderr)
+    else:
+        vocabulary, buckets = from_qm9(a.limit, vocabulary)
+    config = config or MoleculeConfig(vocabulary=vocabulary)
+    device = choose_device(a.device)
+    cuda = device.startswith("cuda")
+    steps = a.steps or (30000 if not a.data else 2000)
+    options = TrainOptions(
+        steps=steps,
+        batch=a.batch or (512 if cuda else 32),
+        lr=a.lr or (1e-3 if base is None else 2e-4),
+        warmup=min(400, max(1, steps // 10)),
+        cooldown=0.45,
+        ema=0.999,
+        seed=a.seed,
+        precision="bf16-mixed" if cuda else "32-true",
+        log_every=a.log_every,
+        save_every=a.save_every,
+        compile=cuda and steps > 2000,
+        cuda_graphs=cuda,
+    )
+    torch.manual_seed(a.seed)
+    denoiser = build_denoiser(config)
+    if base is not None:
+        load_weights(denoiser, base.weights(), source=str(base.path))
+    task = MoleculeTask(denoiser, config, buckets, batch=options.batch, seed=options.seed)
+    out = Path(a.out)
+    if out.exists() and not out.is_dir():
+        raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
+    content = record(
+        "train", {k: v for k, v in vars(a).items() if k != "run"}, argv=_argv(), options=options.to_json()
+    )
+    write_record(out / "run.json", content)
+    trainer = Trainer(task, options, out, accelerator="cuda" if cuda else "cpu", devices=a.devices)
+    last = trainer.run()
+    if trainer.fabric.global_rank == 0:
+        sampling = SamplingOptions(**base.config.get("sampling", {})) if base else SamplingOptions()
+        source = Path(a.data).name if a.data else "QM9"
+        card = (
+            f"# {out.name}\n\nA molecule model trained on {sum(map(len, buckets))} molecules of {source}"
+            f"{', from ' + a.start if a.start else ''}, {options.steps} steps of {options.batch}.\n\n"
+            "Metrics: none measured yet; `perrin sample` it and `perrin evaluate` the file.\n"
+        )
+        training = {"options": options.to_json(), "last": last}
+        weights = dict(denoiser.named_parameters())
+        write_bundle(
+            out,
+            modality="molecule",
+            model=config.to_json(),
+            weights=weights,
+            card=card,
+            sampling=sampling.to_json(),
+            training=training,
+        )
+        print(f"bundle in {out}: perrin sample {out} -n 100 -o molecules.sdf")
+
+
+def evaluate(a: Namespace) -> None:
+    """`perrin evaluate FILE`: the table on the terminal, the numbers as JSON."""
+    from perrin.modalities.molecule.files import read_molecules
+    from perrin.run.atomic import write_json
+
+    if a.groups is not None and a.groups < 1:
+        raise PerrinError(f"expected --groups of at least 1, given {a.groups}")
+    if a.like not in (None, "qm9"):
+        raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
+    molecules = read_molecules(a.file)
+    known = None
+    if a.like == "qm9":
+        from perrin.modalities.molecule.qm9 import load_qm9
+
+        data = load_qm9()
+        known = data.subset(data.split()["train"]).smiles()
+    result = _evaluate(
+        molecules, label=Path(a.file).name, protocol=a.protocol, reference=known, groups=a.groups
+    )
+    if a.json:
+        write_json(a.json, result)
+
+
+def view(a: Namespace) -> None:
+    """`perrin view FILE`: one HTML page beside it."""
+    from perrin.modalities.molecule.files import read_molecules
+    from perrin.modalities.molecule.metrics import evaluate as judge
+    from perrin.modalities.molecule.view import write_page
+
+    molecules = read_molecules(a.file)
+    target = Path(a.out) if a.out else Path(a.file).with_suffix(".html")
+    metrics = judge(molecules, _protocol(molecules, None), label=Path(a.file).name)
+    write_page(
+        target,
+        molecules,
+        title=Path(a.file).name,
+        metrics=_page_metrics(metrics),
+        provenance=_provenance(a.file),
+    )
+    print(f"{len(molecules)} molecules in {target}")
+
+
+def choose_device(name: str | None) -> str:
+    """`auto` is a GPU where there is one.
+
+    Raises:
+        PerrinError: the device is not here.
+    """
+    import torch
+
+    name = name or "auto"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" or (name.startswith("cuda") and torch.cuda.is_available()):
+        return name
+    raise PerrinError(
+        f"expected a device that is here (auto, cpu{', cuda' if torch.cuda.is_available() else ''}), given {name!r}"
+    )
+
+
+def _evaluate(
+    molecules: Sequence[Molecule],
+    *,
+    label: str,
+    protocol: str | None = None,
+    reference: list[str] | None = None,
+    groups: int | None = None,
+) -> dict[str, Any]:
+    from rich.console import Console
+
+    from perrin.modalities.molecule.metrics import evaluate as judge
+    from perrin.modalities.molecule.metrics import tables
+
+    result = judge(molecules, _protocol(molecules, protocol), reference, groups, label)
+    console = Console() if sys.stdout.isatty() else Console(width=132)
+    for table in tables(result):
+        console.print(table)
+    return result
+
+
+def _protocol(molecules: Sequence[Molecule], asked: str | None) -> str:
+    """Both protocols where the file has bonds, else lookup."""
+    return asked or ("both" if all(m.bonds is not None for m in molecules) else "lookup")
+
+
+def _page_metrics(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The table of the page: per cent with standard errors."""
+    if result is None:
+        return None
+    percent = {"unit": "%"}
+    out: dict[str, Any] = {}
+    for protocol, content in result["protocols"].items():
+        out[protocol] = {
+            name: {
+                "value": None if m["value"] is None else 100 * m["value"],
+                "stderr": None if m["error"] is None else 100 * m["error"],
+                **percent,
+            }
+            for name, m in content["metrics"].items()
+        }
+    return out
+
+
+def _provenance(path: str) -> dict[str, Any] | None:
+    import json
+
+    beside = Path(path + ".run.json")
+    try:
+        return dict(json.loads(beside.read_text())) if beside.is_file() else None
+    except ValueError:
+        return None
+
+
+def _atoms(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+    if not 1 <= low <= high:
+        raise PerrinError(f"expected --atoms N or N-M, such as 18 or 12-20, given {text!r}")
+    return low, high
+
+
+def _argv() -> list[str]:
+    return sys.argv[1:]
+
+
+def _pack(molecules: Sequence[Molecule]) -> dict[str, np.ndarray]:
+    """Molecules of one size as arrays."""
+    bonds = np.zeros((len(molecules), len(molecules[0]), len(molecules[0])), dtype=np.int8)
+    for k, m in enumerate(molecules):
+        assert m.bonds is not None
+        bonds[k, m.bonds[:, 0], m.bonds[:, 1]] = m.bonds[:, 2]
+    return {
+        "numbers": np.stack([m.numbers for m in molecules]),
+        "positions": np.stack([m.positions for m in molecules]),
+        "charges": np.stack([m.charges for m in molecules]),
+        "bonds": bonds,
+    }
+
+
+def _unpack(part: dict[str, np.ndarray], name: str, seed: int, indices: Sequence[int]) -> list[Molecule]:
+    out = []
+    for k, index in enumerate(indices):
+        i, j = np.nonzero(part["bonds"][k])
+        orders = part["bonds"][k, i, j].astype(np.int64)
+        out.append(
+            Molecule(
+                numbers=part["numbers"][k],
+                positions=part["positions"][k],
+                bonds=np.stack((i, j, orders), axis=1),
+                charges=part["charges"][k],
+                name=f"{name}-{seed}-{index}",
+            )
+        )
+    return out

@@ -1,0 +1,240 @@
+"""A trained molecule model: sizes, batches, sampling.
+
+Molecules of one size are sampled together, without padding. Each batch is filled up to a multiple of four by repeating its
+last molecule: with that, on the CPU, matrix kernels give each molecule the same bits whatever the batch, so that
+`--batch` changes nothing at all. On GPUs results agree to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perrin.bundle import Bundle
+from perrin.core import (
+    SOLVERS,
+    CounterNoise,
+    Dense,
+    NetworkDenoiser,
+    Plan,
+    PlanError,
+    State,
+    plan_steps,
+    sample,
+    sample_seeds,
+)
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.fields import decode, layouts_for
+from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
+from perrin.modalities.molecule.structure import Molecule
+
+_QUANTUM = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How to sample; a bundle's `config.json` gives the defaults under `sampling`.
+
+    Arguments:
+        steps: network evaluations.
+        solver: a name in `perrin.core.SOLVERS`.
+        exponent: the grid is `t = u^exponent` for even u; above 1 is finer near the data.
+        start: the first time; below 1 for solvers that need some signal there.
+        decode: take the most probable category in the last step instead of drawing one.
+    """
+
+    steps: int = 50
+    solver: str = "sde-dpmpp-2m"
+    exponent: float = 2.0
+    start: float = 1.0
+    decode: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise PerrinError(f"expected at least 1 step, given {self.steps}")
+        if self.solver not in SOLVERS:
+            raise PerrinError(f"expected a solver ({', '.join(SOLVERS)}), given {self.solver!r}")
+
+    def plan(self, denoiser: NetworkDenoiser) -> Plan:
+        """The rows. Raises `PerrinError` where solver, schedule and grid do not go together."""
+        try:
+            return plan_steps(
+                denoiser.process,
+                SOLVERS[self.solver],
+                self.steps,
+                exponent=self.exponent,
+                start=self.start,
+                decode=self.decode,
+            )
+        except PlanError as error:
+            raise PerrinError(str(error)) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Samples of one size that are run together: their numbers in the run, and their number of atoms."""
+
+    indices: tuple[int, ...]
+    atoms: int
+
+
+class MoleculeModel:
+    """A denoiser, what it can express, and how it is sampled.
+
+    Arguments:
+        denoiser: in evaluation mode, on its device.
+        config: the model's configuration.
+        sampling: defaults.
+        name: shown in files.
+        sha256: of the bundle's weights.
+    """
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        config: MoleculeConfig,
+        sampling: SamplingOptions,
+        *,
+        name: str = "",
+        sha256: str = "",
+    ) -> None:
+        self.denoiser, self.config, self.sampling = denoiser, config, sampling
+        self.name, self.sha256 = name, sha256
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> MoleculeModel:
+        """Build the network of a bundle and load its weights.
+
+        Raises:
+            PerrinError: the configuration is not a molecule model's, or the weights do not fit it.
+        """
+        try:
+            config = MoleculeConfig.from_json(bundle.config["model"])
+            sampling = SamplingOptions(**bundle.config.get("sampling", {}))
+            denoiser = build_denoiser(config)
+        except (TypeError, KeyError, ValueError) as error:
+            raise PerrinError(
+                f"expected a molecule model's configuration in {bundle.path}, given another: {error}"
+            ) from error
+        load_weights(denoiser, bundle.weights(), source=str(bundle.path))
+        denoiser.eval().requires_grad_(False)
+        return cls(denoiser.to(device), config, sampling, name=bundle.path.name, sha256=bundle.sha256)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def options(self, **changes: Any) -> SamplingOptions:
+        """The defaults with some values changed; `None` leaves a value as it is."""
+        return replace(self.sampling, **{k: v for k, v in changes.items() if v is not None})
+
+    def sizes(self, seed: int, count: int, atoms: tuple[int, int] | None = None) -> Tensor:
+        """Atoms of samples `0 … count − 1`, `[count]`: drawn from the training data, each by its own seed.
+
+        Arguments:
+            atoms: the smallest and largest number allowed.
+
+        Raises:
+            PerrinError: the training data have no molecule in the range.
+        """
+        low, high = atoms or (1, self.config.vocabulary.max_atoms)
+        table = [(n, c) for n, c in self.config.vocabulary.size_counts if low <= n <= high]
+        if not table:
+            known = [n for n, _ in self.config.vocabulary.size_counts]
+            raise PerrinError(f"expected {min(known)} to {max(known)} atoms, given {low} to {high}")
+        weights = torch.tensor([float(c) for _, c in table], dtype=torch.float64)
+        edges = torch.cumsum(weights / weights.sum(), 0)
+        noise = CounterNoise(sample_seeds(seed, range(count)), dtype=torch.float64)
+        u = noise.uniform(Dense(count), (1,), field="size", step=0)[:, 0]
+        row = torch.bucketize(u, edges, right=True).clamp(max=len(table) - 1)
+        return torch.tensor([n for n, _ in table])[row]
+
+    def units(self, sizes: Tensor, *, batch: int, done: Sequence[int] = ()) -> list[Unit]:
+        """Samples not yet done, in batches of one size, large ones first so that workers finish together."""
+        skip = set(done)
+        out = []
+        for atoms in sorted(sizes.unique().tolist(), reverse=True):
+            indices = [i for i in torch.nonzero(sizes == atoms)[:, 0].tolist() if i not in skip]
+            out += [Unit(tuple(indices[i : i + batch]), int(atoms)) for i in range(0, len(indices), batch)]
+        return out
+
+    def run_unit(self, unit: Unit, seed: int, options: SamplingOptions) -> list[Molecule]:
+        """Sample one unit. Sample i depends on (seed, i) and its number of atoms, on nothing else."""
+        count = len(unit.indices)
+        padded = list(unit.indices) + [unit.indices[-1]] * (-count % _QUANTUM)
+        seeds = sample_seeds(seed, torch.tensor(padded)).to(self.device)
+        mask = torch.ones(len(padded), unit.atoms, dtype=torch.bool, device=self.device)
+        plan = options.plan(self.denoiser)
+        state: State = sample(
+            self.denoiser,
+            self.denoiser.process,
+            plan,
+            layouts_for(mask),
+            CounterNoise(seeds),
+            self_condition=True,
+        )
+        kept = {k: v[:count] for k, v in state.items()}
+        return decode(
+            kept, mask[:count], self.config.vocabulary, [f"{self.name}-{seed}-{i}" for i in unit.indices]
+        )
+
+    def sample(
+        self, n: int, *, seed: int = 0, batch: int = 64, atoms: tuple[int, int] | None = None, **options: Any
+    ) -> list[Molecule]:
+        """Generate molecules in this process.
+
+        Arguments:
+            n: how many.
+            seed: of the run; molecule i is the same for every `n` and `batch`.
+            batch: molecules run together.
+            atoms: smallest and largest number of atoms.
+            options: changes to `SamplingOptions`, such as `steps=20`.
+
+        Raises:
+            PerrinError: `n` below 1, an unknown solver, no such size.
+        """
+        out: list[Molecule | None] = [None] * check_count(n, "n")
+        check_count(batch, "batch")
+        for unit, molecules in self.iterate(
+            self.units(self.sizes(seed, n, atoms), batch=batch), seed, self.options(**options)
+        ):
+            for i, molecule in zip(unit.indices, molecules, strict=True):
+                out[i] = molecule
+        return [m for m in out if m is not None]
+
+    def iterate(
+        self, units: Sequence[Unit], seed: int, options: SamplingOptions
+    ) -> Iterator[tuple[Unit, list[Molecule]]]:
+        """Units with their molecules, one after another."""
+        for unit in units:
+            yield unit, self.run_unit(unit, seed, options)
+
+
+def check_count(value: int, name: str) -> int:
+    """The value, or a `PerrinError` unless it is at least 1."""
+    if value < 1:
+        raise PerrinError(f"expected {name} of at least 1, given {value}")
+    return value
+
+
+def load_weights(denoiser: NetworkDenoiser, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy weights in, or say in one line why they do not fit."""
+    own = dict(denoiser.named_parameters())
+    wrong = sorted(set(own) ^ set(weights)) or [k for k in own if own[k].shape != weights[k].shape]
+    if wrong:
+        raise PerrinError(
+            f"expected the weights in {source} to fit its config.json, but {len(wrong)} differ ({wrong[0]}): "
+            "the bundle is damaged or mixed from two, get it again"
+        )
+    with torch.no_grad():
+        for k, p in own.items():
+            p.copy_(weights[k])

@@ -1,0 +1,78 @@
+"""Where training molecules come from: QM9, or the user's file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.dataset import (
+    Bucket,
+    buckets_from_molecules,
+    buckets_from_ragged,
+    count_vocabulary,
+    supported,
+)
+from perrin.modalities.molecule.fields import Vocabulary
+from perrin.modalities.molecule.structure import Molecule
+
+
+def from_qm9(
+    limit: int | None = None, vocabulary: Vocabulary | None = None
+) -> tuple[Vocabulary, list[Bucket]]:
+    """QM9's training part (of the first `limit` molecules), as buckets; the vocabulary is counted unless given."""
+    from perrin.modalities.molecule.qm9 import load_qm9
+
+    data = load_qm9(limit)
+    index = data.split()["train"] if limit is None else torch.arange(len(data))
+    data = data.subset(index[data.has_bonds[index]])
+    arrays = (data.sizes, data.numbers, data.charges, data.positions, data.bond_offsets.diff(), data.bonds)
+    vocabulary = vocabulary or count_vocabulary(*arrays)
+    return vocabulary, buckets_from_ragged(*arrays, vocabulary)
+
+
+def from_files(
+    molecules: Sequence[Molecule], vocabulary: Vocabulary | None, *, source: Any, limit: int | None = None
+) -> tuple[Vocabulary, list[Bucket], int]:
+    """The user's molecules as buckets, the vocabulary, and how many molecules it cannot express.
+
+    Raises:
+        PerrinError: no molecule is left, most lack hydrogens, or the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise PerrinError(f"expected --limit of at least 1, given {limit}")
+    molecules = list(molecules)[:limit]
+    with_bonds = [m for m in molecules if m.bonds is not None]
+    if not with_bonds:
+        raise PerrinError(f"expected molecules with bonds in {source}, found none: use an SDF or SMILES file")
+    _check_hydrogens(with_bonds, source)
+    vocabulary = vocabulary or _count(with_bonds)
+    kept = supported(with_bonds, vocabulary, source)
+    return vocabulary, buckets_from_molecules(kept, vocabulary), len(molecules) - len(kept)
+
+
+def _count(molecules: Sequence[Molecule]) -> Vocabulary:
+    bonds = [m.bonds for m in molecules if m.bonds is not None]
+    return count_vocabulary(
+        torch.tensor([len(m) for m in molecules]),
+        torch.from_numpy(np.concatenate([m.numbers for m in molecules])),
+        torch.from_numpy(np.concatenate([m.charges for m in molecules])),
+        torch.from_numpy(np.concatenate([m.positions for m in molecules])).float(),
+        torch.tensor([len(b) for b in bonds]),
+        torch.from_numpy(np.concatenate(bonds)),
+    )
+
+
+def _check_hydrogens(molecules: Sequence[Molecule], source: Any) -> None:
+    from perrin.modalities.molecule.metrics.bonds import bonds
+
+    bare = [m for m in molecules if 1 not in m.numbers]
+    unstable = sum(not row.stable for row in bonds(molecules))
+    if bare and unstable > len(molecules) // 2:
+        raise PerrinError(
+            f"expected explicit hydrogens, but most molecules in {source} lack them: add them with positions "
+            "(RDKit: Chem.AddHs(mol, addCoords=True)), or give SMILES"
+        )

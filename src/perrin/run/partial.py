@@ -1,0 +1,78 @@
+"""Unfinished work: parts that are done, kept beside the output until it is whole.
+
+`out.sdf.partial/` holds `key.json`, which says what the work is, and one safetensors file per part. Work that was stopped
+goes on from there when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perrin.errors import PerrinError
+from perrin.run.atomic import write_json, write_tensors
+
+
+class PartialStore:
+    """Parts of one output.
+
+    Arguments:
+        output: the file that is being made.
+        key: what the work is; parts made under another key are not touched.
+
+    Raises:
+        PerrinError: there is unfinished work of another key.
+    """
+
+    def __init__(self, output: str | Path, key: Mapping[str, Any]) -> None:
+        output = Path(output)
+        if output.is_dir():
+            raise PerrinError(f"expected an output file, given the directory {output}: add a file name")
+        self.folder = output.with_name(output.name + ".partial")
+        self.key = json.loads(json.dumps(dict(key)))
+        path = self.folder / "key.json"
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text())
+            except ValueError:
+                found = None
+            if found != self.key:
+                raise PerrinError(
+                    f"expected to go on with the work in {self.folder}, but it was started with other settings: "
+                    "give those, or delete the folder"
+                )
+        else:
+            write_json(path, self.key)
+
+    def save(self, indices: tuple[int, ...], tensors: Mapping[str, np.ndarray]) -> None:
+        """Keep one part, atomically."""
+        import torch
+
+        data = {"indices": np.array(indices, dtype=np.int64), **tensors}
+        name = hashlib.sha256(data["indices"].tobytes()).hexdigest()[:16]
+        parts = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in data.items()}
+        write_tensors(self.folder / f"{name}.safetensors", parts)
+
+    def load(self) -> list[tuple[tuple[int, ...], dict[str, np.ndarray]]]:
+        """The parts that are there; a damaged one is left out and made again."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        out = []
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                data = load_file(str(path))
+            except (SafetensorError, OSError):
+                continue
+            out.append((tuple(data.pop("indices").tolist()), data))
+        return out
+
+    def remove(self) -> None:
+        """Delete the parts, when the output is whole."""
+        shutil.rmtree(self.folder, ignore_errors=True)
