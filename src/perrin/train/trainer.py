@@ -28,8 +28,11 @@ from perrin.train.options import TrainOptions
 class Task(Protocol):
     """What a modality supplies to the trainer."""
 
-    denoiser: nn.Module
     config: dict[str, Any]
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """What is trained."""
 
     def to(self, device: torch.device) -> None:
         """Move the data to the device."""

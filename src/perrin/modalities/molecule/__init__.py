@@ -1,4 +1,4 @@
-"""Molecules: generation of 3D structures with bonds. This module is imported by the command line, so it imports nothing heavy."""
+"""Molecules: 3D structures with bonds. The command line imports this module, so it imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ WIDTHS = (18, 21, 29)
 def widths_for(max_atoms: int) -> tuple[int, ...]:
     """Padded widths that hold molecules of up to `max_atoms` atoms."""
     if max_atoms <= WIDTHS[-1]:
-        return tuple(w for w in WIDTHS if w < max_atoms) + (max_atoms,)
+        return (*(w for w in WIDTHS if w < max_atoms), max_atoms)
     out = list(WIDTHS)
     while out[-1] < max_atoms:
         out.append(min(max_atoms, -(-out[-1] * 5 // 4)))
@@ -158,7 +158,8 @@ def supported(molecules: Sequence[Molecule], vocabulary: Vocabulary, source: Any
     kept = [m for m, reason in zip(molecules, reasons, strict=True) if not reason]
     if not kept:
         raise PerrinError(
-            f"expected molecules the model can express in {source}, found none: {reasons[0] if reasons else 'the file is empty'}"
+            f"expected molecules the model can express in {source}, found none: "
+            f"{reasons[0] if reasons else 'the file is empty'}"
         )
     return kept
 

@@ -78,7 +78,7 @@ def write_page(
         PerrinError: `path` is a directory, or cannot be written (no permission, full disk).
     """
     text = render_page(molecules, title=title, metrics=metrics, provenance=provenance)
-    write_text(path, text.encode(errors="replace").decode())
+    write_text(Path(path), text.encode(errors="replace").decode())
     return Path(path)
 
 
