@@ -131,8 +131,10 @@ class EquivariantBlock(nn.Module):
         z = torch.cat(
             (e_norm, distance.to(e_norm.dtype), similarity.permute(0, 2, 3, 1).to(e_norm.dtype)), dim=-1
         )
-        hidden = self.pair_in(z) + self.left(h).unsqueeze(2) + self.right(h).unsqueeze(1)
-        e = e + self.pair_out(F.silu(hidden))
+        hidden = self.pair_in(z)
+        hidden += self.left(h).unsqueeze(2)  # in place: one pass over the pairs less, each
+        hidden += self.right(h).unsqueeze(1)
+        e = e + self.pair_out(F.silu(hidden, inplace=not torch.is_grad_enabled()))
         return h, v, e
 
 
@@ -178,6 +180,11 @@ class EquivariantTransformer(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile the repeated block, once for every shape it meets, and never the unrolled stack."""
+        import torch._dynamo
+
+        for name in ("recompile_limit", "cache_size_limit"):  # the newer and the older name; two graphs for each shape
+            if hasattr(torch._dynamo.config, name):
+                setattr(torch._dynamo.config, name, 64)
         for block in self.blocks:
             block.compile(dynamic=False)
 
