@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def _member(path: Path, name: str) -> bytes:
                     raise FileNotFoundError(name)
                 return archive.read(min(inside, key=len))
         return (path / name).read_bytes()
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # a damaged or locked zip
         raise PerrinError(f"expected a bundle with {name} in {path}, found none: check the path") from error
 
 

@@ -5,6 +5,7 @@ Only the standard library is imported here, and the modality that a command name
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -25,17 +26,23 @@ VERBS = {
     "doctor": "whether it works here",
 }
 
+_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO}
+"""Troubles of the machine, not of Perrin: told in one line."""
+
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise PerrinError(f"{message}; see 'perrin {self.prog.partition(' ')[2]} --help'".replace("  ", " "))
+        verb = self.prog.partition(" ")[2]
+        raise PerrinError(f"expected other arguments ({message}): see 'perrin {verb} --help'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0; 2 for an error the user can mend; 128 + signal when stopped."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(argv)
+        code = _run(argv)
+        sys.stdout.flush()  # so that a full disk or a closed pipe is met here
+        return code
     except PerrinError as error:
         print(f"perrin: {error}", file=sys.stderr)
         return 2
@@ -43,14 +50,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("perrin: stopped; the same command goes on from what is done", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `perrin … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _SYSTEM:
+            raise
+        _discard_output()
+        where = f" {error.filename}" if error.filename else ""
+        print(f"perrin: expected to read and write{where}, got: {error.strerror}", file=sys.stderr)
+        return 2
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
         print(f"perrin: {error}", file=sys.stderr)
         return int(code)
+
+
+def _discard_output() -> None:
+    """What is still in the buffer of standard output cannot be written."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # it is not a file
+        return
 
 
 def _run(argv: list[str]) -> int:
@@ -72,6 +94,7 @@ def _run(argv: list[str]) -> int:
     for modality in [found] if found else _all_modalities():
         modality.add_arguments(verb, parser)
     parsed = parser.parse_args(rest)
+    parsed.argv = argv
     if found is None:
         from perrin.modalities import modality_for_file, modality_of
 

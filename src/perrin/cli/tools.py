@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -80,5 +81,7 @@ def rerun(a: Namespace) -> int:
         argv = [str(word) for word in content["argv"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PerrinError(f"expected a run.json that Perrin wrote, given {a.file} ({error})") from error
-    print("perrin " + " ".join(argv))
+    if argv[:1] == ["rerun"]:
+        raise PerrinError(f"expected a run.json with a command to run, given {a.file}, which names itself")
+    print("perrin " + shlex.join(argv), flush=True)
     return main(argv)

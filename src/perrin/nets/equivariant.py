@@ -139,10 +139,10 @@ class EquivariantBlock(nn.Module):
 
 
 class EquivariantTransformer(nn.Module):
-    """A stack of `EquivariantBlock`s with one shared time projection.
+    """A stack of `EquivariantBlock` with one shared time projection.
 
     Arguments:
-        depth: number of blocks; the rest are `EquivariantBlock`'s.
+        depth: number of blocks; the rest are those of `EquivariantBlock`.
         time_width: width of the time embedding given to `forward`.
     """
 
@@ -182,7 +182,10 @@ class EquivariantTransformer(nn.Module):
         """Compile the repeated block, once for every shape it meets, and never the unrolled stack."""
         import torch._dynamo
 
-        for name in ("recompile_limit", "cache_size_limit"):  # the newer and the older name; two graphs for each shape
+        for name in (
+            "recompile_limit",
+            "cache_size_limit",
+        ):  # the newer and the older name; two graphs for each shape
             if hasattr(torch._dynamo.config, name):
                 setattr(torch._dynamo.config, name, 64)
         for block in self.blocks:

@@ -56,7 +56,10 @@ def write_tensors(
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask says; safetensors would let only the owner read
         try:
             save_file(dict(tensors), str(temporary), metadata=dict(metadata) if metadata else None)
+            temporary.chmod(mode)
         except SafetensorError as error:  # its word for a full disk
             raise OSError(str(error)) from error

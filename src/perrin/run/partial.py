@@ -42,7 +42,9 @@ class PartialStore:
                 found = json.loads(path.read_text())
             except ValueError:
                 found = None
-            if found != self.key:
+            if found != self.key and not any(self.folder.glob("*.safetensors")):
+                write_json(path, self.key)  # nothing was done yet
+            elif found != self.key:
                 raise PerrinError(
                     f"expected to go on with the work in {self.folder}, but it was started with other settings: "
                     "give those, or delete the folder"

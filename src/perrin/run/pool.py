@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 T = TypeVar("T")
 
@@ -25,25 +30,35 @@ def map_unordered(
     setup: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> Iterator[tuple[T, Any]]:
-    """Yield `(item, work(item))` as results arrive.
+    """Yield `(item, work(item))` as results arrive. The processes start when this is called, not at the first result.
 
-    With one worker everything happens here; with more, in spawned processes that each call `setup(*arguments)` once, take
-    their share of the threads and ignore Ctrl-C, which is the parent's to handle.
+    With one worker everything happens here; with more, in processes that each call `setup(*arguments)` once, take one
+    thread and ignore Ctrl-C, which is the parent's to handle. Processes are forked where that is safe (Linux, no CUDA
+    context), so that nothing is imported or loaded twice, and spawned elsewhere. Call it before any thread is started.
     """
     if workers <= 1 or len(items) <= 1:
-        setup(*arguments)
-        for item in items:
-            yield item, work(item)
-        return
+        return _here(work, items, setup, arguments)
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures import ProcessPoolExecutor
 
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=_start, initargs=(setup, arguments)
-    )
+    context = multiprocessing.get_context("fork" if _fork_is_safe() else "spawn")
+    count = min(workers, len(items))
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(setup, arguments))
+    return _collect(pool, {pool.submit(work, item): item for item in items})
+
+
+def _here(
+    work: Callable[[T], Any], items: Sequence[T], setup: Callable[..., None], arguments: tuple[Any, ...]
+) -> Iterator[tuple[T, Any]]:
+    setup(*arguments)
+    for item in items:
+        yield item, work(item)
+
+
+def _collect(pool: ProcessPoolExecutor, futures: dict[Future[Any], T]) -> Iterator[tuple[T, Any]]:
+    from concurrent.futures import as_completed
+
     try:
-        futures = {pool.submit(work, item): item for item in items}
         for future in as_completed(futures):
             yield futures[future], future.result()
         pool.shutdown()
@@ -55,11 +70,18 @@ def map_unordered(
         raise
 
 
+def _fork_is_safe() -> bool:
+    import torch
+
+    return sys.platform == "linux" and not torch.cuda.is_initialized() and threading.active_count() == 1
+
+
 def _start(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     import signal
 
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     setup(*arguments)

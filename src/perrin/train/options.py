@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from perrin.errors import PerrinError
+
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,14 @@ class TrainOptions:
                 raise PerrinError(f"expected {name} of at least 1, given {getattr(self, name)}")
         if not 0 <= self.cooldown <= 1:
             raise PerrinError(f"expected cooldown between 0 and 1, given {self.cooldown}")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise PerrinError(f"expected a learning rate above 0, given {self.lr}")
+        if not self.clip > 0:
+            raise PerrinError(f"expected clip above 0, given {self.clip}")
+        if not 0 <= self.ema < 1:
+            raise PerrinError(f"expected ema of at least 0 and below 1, given {self.ema}")
+        if self.precision not in PRECISIONS:
+            raise PerrinError(f"expected precision {' or '.join(PRECISIONS)}, given {self.precision!r}")
 
     def rate(self, step: int) -> float:
         """The learning rate at `step` (0-based): warm-up, plateau, linear fall to zero."""

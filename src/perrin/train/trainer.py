@@ -150,14 +150,23 @@ class Trainer:
                 p.copy_(a)
         return log.last
 
-    def _resume(self, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+    def check(self) -> Checkpoint | None:
+        """The run's checkpoint, if there is one already.
+
+        Raises:
+            PerrinError: the folder holds another run, or a damaged checkpoint.
+        """
         found = Checkpoint.load(self.folder)
-        if found is None:
-            return 0
-        if found.config.get("model") != _plain(self.config["model"]):
+        if found is not None and found.config.get("model") != _plain(self.config["model"]):
             raise PerrinError(
                 f"expected the run in {self.folder} to have this model and data, found another: choose another --out"
             )
+        return found
+
+    def _resume(self, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+        found = self.check()
+        if found is None:
+            return 0
         found.restore(model, ema, optimizer)
         self.fabric.print(f"going on from step {found.step} in {self.folder}", file=sys.stderr)
         return min(found.step, self.options.steps)
@@ -187,6 +196,14 @@ def _plain(data: Any) -> Any:
     return json.loads(json.dumps(data, sort_keys=True))
 
 
+def _step_of(line: str) -> int:
+    """The step of a line of `metrics.jsonl`; 0 for one that was cut off."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
 class _Log:
     """Progress on the terminal and `metrics.jsonl`; lines past the step gone on from are dropped."""
 
@@ -197,7 +214,8 @@ class _Log:
         if not active:
             return
         lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if line.startswith("{") and json.loads(line)["step"] <= start]
+        kept = [line for line in lines if 0 < _step_of(line) <= start]
+        self.last = json.loads(kept[-1]) if kept else {}
         self.file = path.open("w")
         self.file.writelines(line + "\n" for line in kept)
         self.terminal = sys.stderr.isatty()

@@ -54,15 +54,16 @@ def sample(a: Namespace) -> None:
     done = [i for i, m in enumerate(molecules) if m is not None]
     workers = a.workers or (cpu_count() if device == "cpu" else 1)
     if device == "cpu" and workers > 1:  # enough units for every worker, if need be smaller ones
-        batch = min(batch, max(4, -(-a.n // (4 * workers)) // 4 * 4))
+        batch = min(batch, max(4, -(-a.n // (4 * workers)) // 2 * 2))
     units = model.units(model.sizes(a.seed, a.n, atoms), batch=batch, done=done)
     if a.n - len(done) < 16:
         workers = 1  # starting a process costs more
     begin = time.perf_counter()
-    settings = (reference, device, a.seed, options.to_json(), workers)
+    settings = (model, a.seed, options, 1 if device == "cpu" else None)
+    results = map_unordered(_run, units, workers=workers, setup=_setup, arguments=settings)
     with progress(f"sampling {a.target}", a.n) as advance:
         advance(len(done))
-        for unit, found in map_unordered(_run, units, workers=workers, setup=_setup, arguments=settings):
+        for unit, found in results:
             store.save(unit.indices, _pack(found))
             for i, molecule in zip(unit.indices, found, strict=True):
                 molecules[i] = molecule
@@ -107,15 +108,12 @@ def sample(a: Namespace) -> None:
         print(f"3D views in {a.view}")
 
 
-def _setup(reference: str, device: str, seed: int, options: dict[str, Any], workers: int) -> None:
+def _setup(model: Any, seed: int, options: Any, threads: int | None) -> None:
     import torch
 
-    from perrin.modalities import load
-    from perrin.modalities.molecule.model import SamplingOptions
-
-    if device == "cpu":
-        torch.set_num_threads(1)
-    _STATE.update(model=load(reference, device=device), seed=seed, options=SamplingOptions(**options))
+    if threads:
+        torch.set_num_threads(threads)
+    _STATE.update(model=model, seed=seed, options=options)
 
 
 def _run(unit: Any) -> list[Molecule]:
@@ -332,31 +330,24 @@ def _argv() -> list[str]:
 
 
 def _pack(molecules: Sequence[Molecule]) -> dict[str, np.ndarray]:
-    """Molecules of one size as arrays."""
-    bonds = np.zeros((len(molecules), len(molecules[0]), len(molecules[0])), dtype=np.int8)
-    for k, m in enumerate(molecules):
-        assert m.bonds is not None
-        bonds[k, m.bonds[:, 0], m.bonds[:, 1]] = m.bonds[:, 2]
+    """Molecules as ragged arrays."""
+    bonds = [m.bonds for m in molecules if m.bonds is not None]
     return {
-        "numbers": np.stack([m.numbers for m in molecules]),
-        "positions": np.stack([m.positions for m in molecules]),
-        "charges": np.stack([m.charges for m in molecules]),
-        "bonds": bonds,
+        "atoms": np.array([len(m) for m in molecules]),
+        "bond_counts": np.array([len(b) for b in bonds]),
+        "numbers": np.concatenate([m.numbers for m in molecules]),
+        "positions": np.concatenate([m.positions for m in molecules]),
+        "charges": np.concatenate([m.charges for m in molecules]),
+        "bonds": np.concatenate(bonds),
     }
 
 
 def _unpack(part: dict[str, np.ndarray], name: str, seed: int, indices: Sequence[int]) -> list[Molecule]:
-    out = []
-    for k, index in enumerate(indices):
-        i, j = np.nonzero(part["bonds"][k])
-        orders = part["bonds"][k, i, j].astype(np.int64)
-        out.append(
-            Molecule(
-                numbers=part["numbers"][k],
-                positions=part["positions"][k],
-                bonds=np.stack((i, j, orders), axis=1),
-                charges=part["charges"][k],
-                name=f"{name}-{seed}-{index}",
-            )
-        )
-    return out
+    atoms, bonds = part["atoms"].cumsum()[:-1], part["bond_counts"].cumsum()[:-1]
+    columns = [np.split(part[k], atoms) for k in ("numbers", "positions", "charges")] + [
+        np.split(part["bonds"], bonds)
+    ]
+    return [
+        Molecule(numbers=z, positions=x, charges=q, bonds=b, name=f"{name}-{seed}-{index}")
+        for z, x, q, b, index in zip(*columns, indices, strict=True)
+    ]

@@ -1,8 +1,8 @@
 """A trained molecule model: sizes, batches, sampling.
 
-Molecules of one size are sampled together, without padding. Each batch is filled up to a multiple of four by repeating its
-last molecule: with that, on the CPU, matrix kernels give each molecule the same bits whatever the batch, so that
-`--batch` changes nothing at all. On GPUs results agree to rounding.
+Molecules of one width, their number of atoms rounded up to even, are sampled together, and each batch is filled up to an
+even number by repeating its last molecule. So every matrix has a multiple of four rows, and with that CPU kernels give
+each molecule the same bits whatever the batch: `--batch` changes nothing at all. On GPUs results agree to rounding.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from perrin.core import (
     CounterNoise,
     Dense,
     NetworkDenoiser,
+    Padded,
     Plan,
     PlanError,
     State,
@@ -32,7 +33,7 @@ from perrin.modalities.molecule.fields import decode, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
 from perrin.modalities.molecule.structure import Molecule
 
-_QUANTUM = 4
+_QUANTUM = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,15 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Unit:
-    """Samples of one size that are run together: their numbers in the run, and their number of atoms."""
+    """Samples of one width that are run together: their numbers in the run, and their numbers of atoms."""
 
     indices: tuple[int, ...]
-    atoms: int
+    atoms: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Padded number of atoms; a function of each sample's own size."""
+        return _width(self.atoms[0])
 
 
 class MoleculeModel:
@@ -162,17 +168,21 @@ class MoleculeModel:
         """Samples not yet done, in batches of one size, large ones first so that workers finish together."""
         skip = set(done)
         out = []
-        for atoms in sorted(sizes.unique().tolist(), reverse=True):
-            indices = [i for i in torch.nonzero(sizes == atoms)[:, 0].tolist() if i not in skip]
-            out += [Unit(tuple(indices[i : i + batch]), int(atoms)) for i in range(0, len(indices), batch)]
+        groups: dict[int, list[int]] = {}
+        for i, atoms in enumerate(sizes.tolist()):
+            if i not in skip:
+                groups.setdefault(_width(atoms), []).append(i)
+        for width in sorted(groups, reverse=True):
+            chunks = [groups[width][k : k + batch] for k in range(0, len(groups[width]), batch)]
+            out += [Unit(tuple(chunk), tuple(sizes[chunk].tolist())) for chunk in chunks]
         return out
 
     def run_unit(self, unit: Unit, seed: int, options: SamplingOptions) -> list[Molecule]:
         """Sample one unit. Sample i depends on (seed, i) and its number of atoms, on nothing else."""
         count = len(unit.indices)
-        padded = list(unit.indices) + [unit.indices[-1]] * (-count % _QUANTUM)
-        seeds = sample_seeds(seed, torch.tensor(padded)).to(self.device)
-        mask = torch.ones(len(padded), unit.atoms, dtype=torch.bool, device=self.device)
+        rows = [*range(count), *[count - 1] * (-count % _QUANTUM)]
+        seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
+        mask = Padded.from_sizes(torch.tensor(unit.atoms)[rows], unit.width).mask.to(self.device)
         plan = options.plan(self.denoiser)
         state: State = sample(
             self.denoiser,
@@ -217,6 +227,10 @@ class MoleculeModel:
         """Units with their molecules, one after another."""
         for unit in units:
             yield unit, self.run_unit(unit, seed, options)
+
+
+def _width(atoms: int) -> int:
+    return atoms + atoms % 2
 
 
 def check_count(value: int, name: str) -> int:

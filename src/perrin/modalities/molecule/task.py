@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,6 +69,7 @@ class MoleculeTask:
             "model": config.to_json(),
             "loss": asdict(self.loss_config),
             "molecules": sum(map(len, buckets)),
+            "data": _fingerprint(buckets),
         }
         self.buckets = list(buckets)
         self.plan = BatchPlan([len(b) for b in buckets], batch, seed)
@@ -110,3 +112,12 @@ class MoleculeTask:
                 previous = {k: v.detach() for k, v in model(x_t, t, layouts=layouts).items()}
         estimate = model(x_t, t, layouts=layouts, previous=previous)
         return self.criterion(self.denoiser, x_0, estimate, t, layouts)
+
+
+def _fingerprint(buckets: Sequence[Bucket]) -> str:
+    """A hash of the training data, by which a run knows its own."""
+    found = hashlib.sha256()
+    for bucket in buckets:
+        for name in sorted(bucket.state):
+            found.update(bucket.state[name].cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
