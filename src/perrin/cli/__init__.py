@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -30,6 +30,12 @@ _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, e
 """Troubles of the machine, not of Perrin: told in one line."""
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise ArgumentTypeError(f"not a whole number from 0 to 2^63 − 1: {text!r}")
+    return int(text)
+
+
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         verb = self.prog.partition(" ")[2]
@@ -40,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0; 2 for an error the user can mend; 128 + signal when stopped."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _run(argv)
+        done = _run(argv)
         sys.stdout.flush()  # so that a full disk or a closed pipe is met here
-        return code
+        return done
     except PerrinError as error:
         print(f"perrin: {error}", file=sys.stderr)
         return 2
@@ -134,7 +140,7 @@ def _parser(verb: str) -> ArgumentParser:
             "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"
         )
         parser.add_argument(
-            "--seed", type=int, default=0, help="sample i depends on it and on i alone (default 0)"
+            "--seed", type=_seed, default=0, help="sample i depends on it and on i alone (default 0)"
         )
         parser.add_argument(
             "--batch", type=int, help="samples at a time: changes speed and memory, not the samples"
@@ -155,7 +161,7 @@ def _parser(verb: str) -> ArgumentParser:
         parser.add_argument("--steps", type=int, help="optimizer steps in all")
         parser.add_argument("--batch", type=int, help="samples per step (default 512 on a GPU, 32 on a CPU)")
         parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3, 2e-4 from a bundle)")
-        parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise (default 0)")
+        parser.add_argument("--seed", type=_seed, default=0, help="of weights, batches and noise (default 0)")
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
         parser.add_argument("--devices", default="1", help="how many GPUs, or auto for all (default 1)")
         parser.add_argument(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from perrin.errors import PerrinError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
 
 T = TypeVar("T")
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def cpu_count() -> int:
@@ -44,7 +50,10 @@ def map_unordered(
     context = multiprocessing.get_context("fork" if _fork_is_safe() else "spawn")
     count = min(workers, len(items))
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(setup, arguments))
-    return _collect(pool, {pool.submit(work, item): item for item in items})
+    with _signals_held():  # children do not run the parent's handlers, and no process is left to itself
+        results = _collect(pool, {pool.submit(work, item): item for item in items})
+        next(results)
+    return results
 
 
 def _here(
@@ -55,19 +64,38 @@ def _here(
         yield item, work(item)
 
 
-def _collect(pool: ProcessPoolExecutor, futures: dict[Future[Any], T]) -> Iterator[tuple[T, Any]]:
+def _collect(pool: ProcessPoolExecutor, futures: dict[Future[Any], T]) -> Iterator[Any]:
     from concurrent.futures import as_completed
+    from concurrent.futures.process import BrokenProcessPool
 
     try:
+        yield None  # taken at once by the caller: from here on, closing the generator ends the processes
         for future in as_completed(futures):
             yield futures[future], future.result()
         pool.shutdown()
-    except BaseException:
+    except BaseException as error:
         processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise PerrinError(
+                "expected every worker to finish, but one was ended from outside, perhaps for lack of memory: "
+                "use fewer workers or smaller batches; the same command goes on from what is done"
+            ) from error
         raise
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _fork_is_safe() -> bool:
@@ -77,11 +105,11 @@ def _fork_is_safe() -> bool:
 
 
 def _start(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    import signal
-
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     torch.set_num_threads(1)
     setup(*arguments)

@@ -73,6 +73,8 @@ class Trainer:
         if accelerator == "auto":
             accelerator = "cuda" if torch.cuda.is_available() else "cpu"
         devices = 1 if accelerator == "cpu" and devices == "auto" else devices
+        if devices != "auto" and not (str(devices).isdecimal() and int(devices) > 0):
+            raise PerrinError(f"expected a number of devices of at least 1, or auto, given {devices!r}")
         self.fabric = Fabric(accelerator=accelerator, devices=devices)
         self.task, self.options, self.folder = task, options, Path(folder)
         self.config = {"model": task.config, "options": options.to_json()}

@@ -30,12 +30,14 @@ def sample(a: Namespace) -> None:
     from perrin.run.record import record, write_record
 
     check_count(a.n, "-n")
+    for name in ("batch", "workers"):
+        if getattr(a, name) is not None:
+            check_count(getattr(a, name), f"--{name}")
     atoms = _atoms(a.atoms)
     output = Path(a.out)
     check_suffix(output)
     device = choose_device(a.device)
     batch = a.batch or (64 if device == "cpu" else 1024)
-    check_count(batch, "--batch")
     reference = str(find_bundle(a.target))
     model = load(reference, device=device)
     options = model.options(steps=a.steps, solver=a.solver)
@@ -44,6 +46,7 @@ def sample(a: Namespace) -> None:
         print(repr(plan))
         return
 
+    sizes = model.sizes(a.seed, a.n, atoms)
     key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
     store = PartialStore(output, key)
     molecules: list[Molecule | None] = [None] * a.n
@@ -55,7 +58,7 @@ def sample(a: Namespace) -> None:
     workers = a.workers or (cpu_count() if device == "cpu" else 1)
     if device == "cpu" and workers > 1:  # enough units for every worker, if need be smaller ones
         batch = min(batch, max(4, -(-a.n // (4 * workers)) // 2 * 2))
-    units = model.units(model.sizes(a.seed, a.n, atoms), batch=batch, done=done)
+    units = model.units(sizes, batch=batch, done=done)
     if a.n - len(done) < 16:
         workers = 1  # starting a process costs more
     begin = time.perf_counter()
@@ -73,8 +76,8 @@ def sample(a: Namespace) -> None:
     write_molecules(output, whole)
     content = record(
         "sample",
-        {k: v for k, v in vars(a).items() if k != "run"},
-        argv=_argv(),
+        {k: v for k, v in vars(a).items() if k != "argv"},
+        argv=a.argv,
         bundle={"path": a.target, "sha256": model.sha256},
         sampling=options.to_json(),
         result={
@@ -127,13 +130,16 @@ def train(a: Namespace) -> None:
     from perrin.bundle import read_bundle, write_bundle
     from perrin.modalities import find_bundle
     from perrin.modalities.molecule.files import read_molecules
-    from perrin.modalities.molecule.model import SamplingOptions, load_weights
+    from perrin.modalities.molecule.model import SamplingOptions, check_count, load_weights
     from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
     from perrin.modalities.molecule.sources import from_files, from_qm9
     from perrin.modalities.molecule.task import MoleculeTask
     from perrin.run.record import record, write_record
     from perrin.train import Trainer, TrainOptions
 
+    for name in ("steps", "batch"):
+        if getattr(a, name) is not None:
+            check_count(getattr(a, name), f"--{name}")
     preset = a.target.partition("/")[2]
     if preset != "qm9" and not a.data:
         raise PerrinError(f"expected molecule/qm9, or --data with your own molecules, given {a.target!r}")
@@ -144,10 +150,10 @@ def train(a: Namespace) -> None:
         vocabulary, buckets, skipped = from_files(
             read_molecules(a.data), vocabulary, source=a.data, limit=a.limit
         )
-        if skipped:
-            print(f"left out {skipped} molecules that the model cannot express", file=sys.stderr)
     else:
-        vocabulary, buckets = from_qm9(a.limit, vocabulary)
+        vocabulary, buckets, skipped = from_qm9(a.limit, vocabulary)
+    if skipped:
+        print(f"left out {skipped} molecules that the model cannot express", file=sys.stderr)
     config = config or MoleculeConfig(vocabulary=vocabulary)
     device = choose_device(a.device)
     cuda = device.startswith("cuda")
@@ -155,7 +161,7 @@ def train(a: Namespace) -> None:
     options = TrainOptions(
         steps=steps,
         batch=a.batch or (512 if cuda else 32),
-        lr=a.lr or (1e-3 if base is None else 2e-4),
+        lr=a.lr if a.lr is not None else (1e-3 if base is None else 2e-4),
         warmup=min(400, max(1, steps // 10)),
         cooldown=0.45,
         ema=0.999,
@@ -175,10 +181,11 @@ def train(a: Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
     content = record(
-        "train", {k: v for k, v in vars(a).items() if k != "run"}, argv=_argv(), options=options.to_json()
+        "train", {k: v for k, v in vars(a).items() if k != "argv"}, argv=a.argv, options=options.to_json()
     )
-    write_record(out / "run.json", content)
     trainer = Trainer(task, options, out, accelerator="cuda" if cuda else "cpu", devices=a.devices)
+    trainer.check()
+    write_record(out / "run.json", content)
     last = trainer.run()
     if trainer.fabric.global_rank == 0:
         sampling = SamplingOptions(**base.config.get("sampling", {})) if base else SamplingOptions()
@@ -323,10 +330,6 @@ def _atoms(text: str | None) -> tuple[int, int] | None:
     if not 1 <= low <= high:
         raise PerrinError(f"expected --atoms N or N-M, such as 18 or 12-20, given {text!r}")
     return low, high
-
-
-def _argv() -> list[str]:
-    return sys.argv[1:]
 
 
 def _pack(molecules: Sequence[Molecule]) -> dict[str, np.ndarray]:

@@ -81,7 +81,7 @@ def buckets_from_ragged(
     mean = torch.zeros(count, 3).index_add_(0, owner, positions) / sizes[:, None]
     centred = (positions - mean[owner]) / vocabulary.position_scale
     out, below = [], 0
-    for width in widths_for(vocabulary.max_atoms):
+    for width in widths_for(int(sizes.max())):
         chosen = (sizes > below) & (sizes <= width)
         below = width
         m = int(chosen.sum())

@@ -1,8 +1,9 @@
 """A trained molecule model: sizes, batches, sampling.
 
 Molecules of one width, their number of atoms rounded up to even, are sampled together, and each batch is filled up to an
-even number by repeating its last molecule. So every matrix has a multiple of four rows, and with that CPU kernels give
-each molecule the same bits whatever the batch: `--batch` changes nothing at all. On GPUs results agree to rounding.
+even number, at least four, by repeating its last molecule. So every matrix has an even number of rows, four or more, and
+with that the CPU kernels that were tried (MKL, AVX-512) give a molecule the same bits whatever the batch. On GPUs results
+agree to rounding.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from perrin.modalities.molecule.fields import decode, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
 from perrin.modalities.molecule.structure import Molecule
 
-_QUANTUM = 2
+_QUANTUM, _LEAST = 2, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class MoleculeModel:
             config = MoleculeConfig.from_json(bundle.config["model"])
             sampling = SamplingOptions(**bundle.config.get("sampling", {}))
             denoiser = build_denoiser(config)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, RuntimeError) as error:
             raise PerrinError(
                 f"expected a molecule model's configuration in {bundle.path}, given another: {error}"
             ) from error
@@ -180,7 +181,7 @@ class MoleculeModel:
     def run_unit(self, unit: Unit, seed: int, options: SamplingOptions) -> list[Molecule]:
         """Sample one unit. Sample i depends on (seed, i) and its number of atoms, on nothing else."""
         count = len(unit.indices)
-        rows = [*range(count), *[count - 1] * (-count % _QUANTUM)]
+        rows = [*range(count), *[count - 1] * max(-count % _QUANTUM, _LEAST - count)]
         seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
         mask = Padded.from_sizes(torch.tensor(unit.atoms)[rows], unit.width).mask.to(self.device)
         plan = options.plan(self.denoiser)

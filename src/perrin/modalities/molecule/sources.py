@@ -22,16 +22,29 @@ from perrin.modalities.molecule.structure import Molecule
 
 def from_qm9(
     limit: int | None = None, vocabulary: Vocabulary | None = None
-) -> tuple[Vocabulary, list[Bucket]]:
-    """QM9's training part (of the first `limit` molecules), as buckets; the vocabulary is counted unless given."""
+) -> tuple[Vocabulary, list[Bucket], int]:
+    """QM9's training part (of the first `limit` molecules): vocabulary (counted unless given), buckets, and how many
+    molecules it cannot express."""
     from perrin.modalities.molecule.qm9 import load_qm9
 
     data = load_qm9(limit)
     index = data.split()["train"] if limit is None else torch.arange(len(data))
     data = data.subset(index[data.has_bonds[index]])
     arrays = (data.sizes, data.numbers, data.charges, data.positions, data.bond_offsets.diff(), data.bonds)
-    vocabulary = vocabulary or count_vocabulary(*arrays)
-    return vocabulary, buckets_from_ragged(*arrays, vocabulary)
+    if vocabulary is None:
+        vocabulary = count_vocabulary(*arrays)
+        return vocabulary, buckets_from_ragged(*arrays, vocabulary), 0
+    known = torch.isin(data.numbers.long(), torch.tensor(vocabulary.elements))
+    known &= torch.isin(data.charges.long(), torch.tensor(vocabulary.charges))
+    owner = torch.repeat_interleave(torch.arange(len(data)), data.sizes)
+    kept = torch.ones(len(data), dtype=torch.bool).index_put_((owner[~known],), torch.tensor(False))
+    if not kept.any():
+        raise PerrinError(
+            "expected a bundle that can express molecules of QM9, given one without its elements: start from another"
+        )
+    part = data.subset(torch.nonzero(kept)[:, 0])
+    arrays = (part.sizes, part.numbers, part.charges, part.positions, part.bond_offsets.diff(), part.bonds)
+    return vocabulary, buckets_from_ragged(*arrays, vocabulary), len(data) - len(part)
 
 
 def from_files(
