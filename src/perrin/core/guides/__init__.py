@@ -1,0 +1,54 @@
+"""Guides, constraints and steering: ways to make a model sample what it was not trained for.
+
+- A **guide** maps a denoiser to a denoiser: `contrast` (classifier-free, auto-guidance), `posterior` (DPS, ΠGDM, MMPS,
+  DiffPIR over the measurement `operators`), `gradients` (energies, regressors). Guides nest.
+- A **constraint** acts on the state after a row: `constraints` (inpainting, fixed rows).
+- **Steering** resamples particles inside groups: `steering`, with weights, ancestors and log-evidence.
+"""
+
+from perrin.core.guides.constraints import Fixed, Inpaint, together
+from perrin.core.guides.contrast import AutoGuidance, ClassifierFree, classifier_free
+from perrin.core.guides.gradients import EnergyGuide, RegressorGuide
+from perrin.core.guides.operators import (
+    Blur,
+    Chain,
+    Downsample,
+    LinearOperator,
+    Mask,
+    Matrix,
+    Nonlinear,
+    Operator,
+    assert_adjoint,
+)
+from perrin.core.guides.posterior import DPS, MMPS, DiffPIR, Measurement, PiGDM, Posterior, conjugate_gradient
+from perrin.core.guides.steering import Steered, steer, systematic
+
+__all__ = [
+    "DPS",
+    "MMPS",
+    "AutoGuidance",
+    "Blur",
+    "Chain",
+    "ClassifierFree",
+    "DiffPIR",
+    "Downsample",
+    "EnergyGuide",
+    "Fixed",
+    "Inpaint",
+    "LinearOperator",
+    "Mask",
+    "Matrix",
+    "Measurement",
+    "Nonlinear",
+    "Operator",
+    "PiGDM",
+    "Posterior",
+    "RegressorGuide",
+    "Steered",
+    "assert_adjoint",
+    "classifier_free",
+    "conjugate_gradient",
+    "steer",
+    "systematic",
+    "together",
+]
