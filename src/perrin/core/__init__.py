@@ -13,7 +13,21 @@ from perrin.core.plan import Affine, Jump, Plan, PlanError, Stage, make_plan, pl
 from perrin.core.predictions import EPS, FLOW, PREDICTIONS, SCORE, X0, Prediction, V
 from perrin.core.processes import Categorical, Composite, Gaussian, Process, State
 from perrin.core.sampling import sample
-from perrin.core.schedules import EDM, SCHEDULES, Cosine, LinearVP, Power, RectifiedFlow, Schedule
+from perrin.core.schedules import (
+    EDM,
+    SCHEDULES,
+    VE,
+    Cosine,
+    Discrete,
+    LinearVP,
+    Polynomial,
+    Power,
+    RectifiedFlow,
+    ScaledLinear,
+    Schedule,
+    Shifted,
+    ZeroTerminalSNR,
+)
 from perrin.core.solvers import DDIM, DDPM, SOLVERS, DPMSolverPP2M, Euler, Heun, Solver
 
 __all__ = [
@@ -26,6 +40,7 @@ __all__ = [
     "SCHEDULES",
     "SCORE",
     "SOLVERS",
+    "VE",
     "X0",
     "Affine",
     "Categorical",
@@ -37,6 +52,7 @@ __all__ = [
     "Denoiser",
     "DenoisingLoss",
     "Dense",
+    "Discrete",
     "EDMHead",
     "Euler",
     "Gaussian",
@@ -54,17 +70,21 @@ __all__ = [
     "Pairs",
     "Plan",
     "PlanError",
+    "Polynomial",
     "Power",
     "Prediction",
     "PredictionHead",
     "Process",
     "Ragged",
     "RectifiedFlow",
+    "ScaledLinear",
     "Schedule",
+    "Shifted",
     "Solver",
     "Stage",
     "State",
     "V",
+    "ZeroTerminalSNR",
     "classifier_free",
     "make_plan",
     "plan_steps",

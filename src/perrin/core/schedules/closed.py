@@ -1,48 +1,14 @@
-"""Schedules: `x_t = α_t x_0 + σ_t z` for `t ∈ [0, 1]`, 0 is data and 1 is noise.
-
-A schedule gives `α_t` and `σ_t`, their rates `α′_t` and `σ′_t` in closed form, `λ_t = log(α_t / σ_t)` and its inverse
-`t(λ)`. Plans are made in float64 on the CPU, so the methods take and return tensors of any floating dtype.
-"""
+"""Schedules in closed form: variance preserving, variance exploding, and the straight line."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-class Schedule(ABC):
-    """`α_t` falls, `σ_t / α_t` rises strictly from t = 0 to t = 1."""
-
-    limit: float = 1.0
-    """The largest time that may be asked for. Churn may go past 1 where this is infinite."""
-
-    @abstractmethod
-    def alpha(self, t: Tensor) -> Tensor:
-        """Signal coefficient `α_t`, same shape as `t`."""
-
-    @abstractmethod
-    def sigma(self, t: Tensor) -> Tensor:
-        """Noise coefficient `σ_t`, same shape as `t`."""
-
-    @abstractmethod
-    def alpha_rate(self, t: Tensor) -> Tensor:
-        """`dα/dt`."""
-
-    @abstractmethod
-    def sigma_rate(self, t: Tensor) -> Tensor:
-        """`dσ/dt`."""
-
-    @abstractmethod
-    def time(self, lam: Tensor) -> Tensor:
-        """The inverse: the time at which `log(α/σ)` is `lam`."""
-
-    def lam(self, t: Tensor) -> Tensor:
-        """Half the logarithm of the signal-to-noise ratio, `λ_t = log(α_t / σ_t)`; ±inf at a clean end."""
-        return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
+from perrin.core.schedules.base import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,11 +161,130 @@ class Power(Schedule):
         return -torch.expm1(torch.nn.functional.logsigmoid(lam) / self.exponent)
 
 
-SCHEDULES: dict[str, type[Schedule]] = {
-    "linear_vp": LinearVP,
-    "cosine": Cosine,
-    "edm": EDM,
-    "rectified_flow": RectifiedFlow,
-    "power": Power,
-}
-"""Schedules by the name that configuration files use."""
+@dataclass(frozen=True, kw_only=True)
+class ScaledLinear(Schedule):
+    """Variance preserving with `√β(t)` linear: `β(t) = (a + b t)²`, `a = √β_min`, `b = √β_max − √β_min`.
+
+    `−2 log α_t = ((a + b t)³ − a³) / 3b`. This is the continuous limit of latent diffusion's schedule (Rombach et al. 2022):
+    its 1000 discrete betas from 0.00085 to 0.012 are `β(t) / 1000`. `Discrete` reproduces the discrete values exactly.
+    """
+
+    beta_min: float = 0.85
+    beta_max: float = 12.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min < self.beta_max:
+            raise ValueError(f"expected 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
+
+    @property
+    def _line(self) -> tuple[float, float]:
+        a = math.sqrt(self.beta_min)
+        return a, math.sqrt(self.beta_max) - a
+
+    def _level(self, t: Tensor) -> Tensor:
+        """`−2 log α_t = t (a² + a b t + b² t² / 3)`, without the cancellation of two cubes."""
+        a, b = self._line
+        return t * (a * a + t * (a * b + t * (b * b / 3)))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self._level(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._level(t)))
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        a, b = self._line
+        return -0.5 * (a + b * t) ** 2 * self.alpha(t)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        a, b = self._line
+        return 0.5 * (a + b * t) ** 2 * self.alpha(t) ** 2 / self.sigma(t)
+
+    def time(self, lam: Tensor) -> Tensor:
+        a, b = self._line
+        # (a + b t)³ = a³ + q and u − a = q / (u² + u a + a²): nothing cancels where q is small
+        q = 3 * b * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
+        u = (a**3 + q) ** (1 / 3)
+        return torch.where(torch.isinf(u), u, q / (b * (u * u + a * u + a * a)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polynomial(Schedule):
+    """Variance preserving with `α_t² = (1 − 2s)(1 − t^p)² + s`, `σ_t² = 1 − α_t²` (Hoogeboom et al. 2022, eq. 10).
+
+    Arguments:
+        exponent: `p`.
+        precision: `s`, keeps both ends away from 0; with `s = 0` the ends are exact.
+    """
+
+    exponent: float = 2.0
+    precision: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not (self.exponent > 0 and 0 <= self.precision < 0.5):
+            raise ValueError(
+                f"expected exponent > 0 and 0 ≤ precision < 0.5, got {self.exponent} and {self.precision}"
+            )
+
+    @property
+    def _scale(self) -> float:
+        return 1 - 2 * self.precision
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sqrt(self._scale * (1 - t**self.exponent) ** 2 + self.precision)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        u = t**self.exponent
+        return torch.sqrt(self.precision + self._scale * u * (2 - u))
+
+    def _half_rate(self, t: Tensor) -> Tensor:
+        """Half of `−dα²/dt`, which is half of `dσ²/dt`."""
+        return self._scale * (1 - t**self.exponent) * self.exponent * t ** (self.exponent - 1)
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        if self.precision == 0:
+            return -self.exponent * t ** (self.exponent - 1)
+        return -self._half_rate(t) / self.alpha(t)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        return self._half_rate(t) / self.sigma(t)
+
+    def time(self, lam: Tensor) -> Tensor:
+        q = torch.sqrt(((torch.sigmoid(2 * lam) - self.precision) / self._scale).clamp(min=0))
+        u = (torch.sigmoid(-2 * lam) - self.precision) / self._scale / (1 + q)  # 1 − q without cancellation
+        return u.clamp(min=0) ** (1 / self.exponent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VE(Schedule):
+    """Variance exploding on a geometric line: `α = 1`, `σ_t = σ_min (σ_max / σ_min)^t` (Song et al. 2021, eq. 30).
+
+    At t = 0 the noise `sigma_min` is left; a plan that must end at clean data ends with a denoising row instead.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    limit = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+
+    @property
+    def _log_ratio(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(t * self._log_ratio)
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        return self._log_ratio * self.sigma(t)
+
+    def time(self, lam: Tensor) -> Tensor:
+        return (-lam - math.log(self.sigma_min)) / self._log_ratio
