@@ -4,14 +4,37 @@ Conventions: time `t ∈ [0, 1]`, 0 is data and 1 is noise; `x_t = α_t x_0 + σ
 arrays are batch-first.
 """
 
-from perrin.core.denoiser import Denoiser, EDMHead, Head, LogitsHead, NetworkDenoiser, PredictionHead
+from perrin.core.denoiser import (
+    Denoiser,
+    EDMHead,
+    Head,
+    LogitsHead,
+    NetworkDenoiser,
+    PredictionHead,
+    TangentHead,
+)
 from perrin.core.guides import ClassifierFree, classifier_free
 from perrin.core.layout import Dense, Layout, Layouts, Padded, Pairs, Ragged
 from perrin.core.losses import DenoisingLoss
 from perrin.core.noise import CounterNoise, GeneratorNoise, Noise, sample_seeds
 from perrin.core.plan import Affine, Jump, Plan, PlanError, Stage, make_plan, plan_steps
 from perrin.core.predictions import EPS, FLOW, PREDICTIONS, SCORE, X0, Prediction, V
-from perrin.core.processes import Categorical, Composite, Gaussian, Process, State
+from perrin.core.processes import (
+    Categorical,
+    Clean,
+    Clock,
+    Clocked,
+    Composite,
+    Gaussian,
+    Masked,
+    PowerClock,
+    Process,
+    RationalClock,
+    Rotation,
+    State,
+    Symmetric,
+    Torus,
+)
 from perrin.core.sampling import sample
 from perrin.core.schedules import (
     EDM,
@@ -45,6 +68,9 @@ __all__ = [
     "Affine",
     "Categorical",
     "ClassifierFree",
+    "Clean",
+    "Clock",
+    "Clocked",
     "Composite",
     "Cosine",
     "CounterNoise",
@@ -64,6 +90,7 @@ __all__ = [
     "Layouts",
     "LinearVP",
     "LogitsHead",
+    "Masked",
     "NetworkDenoiser",
     "Noise",
     "Padded",
@@ -72,17 +99,23 @@ __all__ = [
     "PlanError",
     "Polynomial",
     "Power",
+    "PowerClock",
     "Prediction",
     "PredictionHead",
     "Process",
     "Ragged",
+    "RationalClock",
     "RectifiedFlow",
+    "Rotation",
     "ScaledLinear",
     "Schedule",
     "Shifted",
     "Solver",
     "Stage",
     "State",
+    "Symmetric",
+    "TangentHead",
+    "Torus",
     "V",
     "ZeroTerminalSNR",
     "classifier_free",

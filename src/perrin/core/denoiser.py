@@ -1,8 +1,9 @@
 """Denoisers: `(state, t, condition, layout) → estimate of the clean state`.
 
 An estimate is a dict of fields: for a Gaussian field the posterior mean `E[x_0 | x_t]`, for a categorical field logits
-over clean categories. A network knows nothing of schedules; a `Head` per field turns what it is given into network
-inputs, and what it returns into an estimate. Preconditioning and `sigma_data` live here, and only here.
+over clean categories, for a field on a manifold the tangent `σ_t² ∇ log p_t`, for a `Clean` field nothing. A network
+knows nothing of schedules; a `Head` per field turns what it is given into network inputs, and what it returns into an
+estimate. Preconditioning and `sigma_data` live here, and only here.
 
 `EDMHead` generalises Karras et al. (2022, table 1) to `x_t = α x_0 + σ z`: with data of standard deviation `σ_d` and
 `s² = α² σ_d² + σ²`,
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from perrin.core.layout import Layout, Layouts
 from perrin.core.plan import Plan, PlanError
 from perrin.core.predictions import Prediction
-from perrin.core.processes import Composite, State
+from perrin.core.processes import Clean, Composite, State
 from perrin.core.schedules import Schedule
 
 
@@ -122,6 +123,23 @@ class LogitsHead(Head):
         return t.new_ones(t.shape)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TangentHead(Head):
+    """For `Torus` and `Rotation`: the network's output times `σ_t` is the tangent; its input is the state itself.
+
+    With the tangent's target `σ_t² ∇ log p(x_t | x_0)` and small noise, outputs have unit variance at every time.
+    """
+
+    def scale(self, x: Tensor, t: Tensor, schedule: Schedule, layout: Layout) -> Tensor:
+        return x
+
+    def estimate(self, x: Tensor, y: Tensor, t: Tensor, schedule: Schedule, layout: Layout) -> Tensor:
+        return layout.expand(schedule.sigma(t), y) * y
+
+    def weight(self, t: Tensor, schedule: Schedule) -> Tensor:
+        return schedule.sigma(t) ** -2
+
+
 class NetworkDenoiser(nn.Module):
     """A network, a process and a head for each field make a denoiser.
 
@@ -129,13 +147,14 @@ class NetworkDenoiser(nn.Module):
         network: called as `network(fields, t, condition=…, layouts=…, previous=…)` with every field scaled by its head;
             returns one output per field.
         process: the composite that the fields are corrupted by.
-        heads: a head for each field.
+        heads: a head for each field but the `Clean` ones, which the network is given as they are.
     """
 
     def __init__(self, network: nn.Module, process: Composite, heads: Mapping[str, Head]) -> None:
         super().__init__()
-        if set(heads) != set(process.fields):
-            raise ValueError(f"expected a head for each of {sorted(process.fields)}, got {sorted(heads)}")
+        noised = {k for k, p in process.fields.items() if not isinstance(p, Clean)}
+        if not noised <= set(heads) <= set(process.fields):
+            raise ValueError(f"expected a head for each of {sorted(noised)}, got {sorted(heads)}")
         self.network = network
         self.process = process
         self.heads = dict(heads)
@@ -155,6 +174,9 @@ class NetworkDenoiser(nn.Module):
         self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
     ) -> State:
         fields = self.process.fields
-        given = {k: h.scale(x[k], t, fields[k].schedule, layouts[k]) for k, h in self.heads.items()}
+        given = {
+            k: self.heads[k].scale(x[k], t, p.schedule, layouts[k]) if k in self.heads else x[k]
+            for k, p in fields.items()
+        }
         y = self.network(given, t, condition=condition, layouts=layouts, previous=previous)
         return {k: h.estimate(x[k], y[k], t, fields[k].schedule, layouts[k]) for k, h in self.heads.items()}

@@ -43,7 +43,8 @@ def sample(
         layouts: which rows belong to which sample, per field.
         noise: `CounterNoise(seeds)` makes sample i independent of the batch it sits in.
         condition: handed to the denoiser.
-        start: the state at the plan's first time, in place of a draw from the prior there.
+        start: fields of the state at the plan's first time, in place of draws from their priors there; the value of a
+            `Clean` field, always.
         constraint: acts on the state after each row.
         self_condition: hand the denoiser its previous estimate.
         progress: called with the number of rows done.
@@ -53,7 +54,7 @@ def sample(
     """
     check(denoiser, plan)
     composite = process if isinstance(process, Composite) else Composite(fields={"x": process})
-    x = dict(start) if start is not None else composite.prior_state(noise, layouts, time=plan.start)
+    x = composite.prior_state(noise, layouts, time=plan.start, start=start)
     first = next(iter(x.values()))
     dtype = next((v.dtype for v in x.values() if v.is_floating_point()), torch.float32)
     evaluations = [s.time for s in plan.stages if s.time is not None]
@@ -74,7 +75,9 @@ def sample(
         moved: State = {}
         for name, field in composite.fields.items():
             row = plan.rows[name][k]
-            origin = base[name] if row is not None else x[name]
+            if row is None:
+                continue
+            origin = base[name]
             estimates: list[Tensor] = [h[name] for h in history]
             moved[name] = field.step(
                 origin, estimates, row, noise, layouts[name], name=name, step=PRIOR_STEP + 1 + k

@@ -1,16 +1,11 @@
-"""Processes: how one field is corrupted, and how one row of a plan moves it back.
+"""`Categorical`: a category is kept with probability `α_t`, else drawn anew from the prior `π` (Austin et al. 2021, D3PM).
 
-- `Gaussian`: `x_t = α_t x_0 + σ_t z`, in a subspace if asked (zero centre of mass).
-- `Categorical`: a category is kept with probability `α_t`, else drawn anew from the prior `π` (Austin et al. 2021, D3PM).
-- `Composite`: the same interface over a dict of fields.
-
-The symmetric variants (bonds) need no option: a `Pairs` layout makes symmetric noise.
+The symmetric variant (bonds) needs no option: a `Pairs` layout makes symmetric noise.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -18,120 +13,18 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from perrin.core.layout import Layout, Layouts
+from perrin.core.layout import Layout
 from perrin.core.noise import Noise
-from perrin.core.plan import Affine, Jump, Row, Stage
-from perrin.core.schedules import Power, RectifiedFlow, Schedule
+from perrin.core.plan import Jump, Row, Stage
+from perrin.core.processes.base import PRIOR_STEP, Process
+from perrin.core.schedules import Power, Schedule
 from perrin.core.solvers import Solver
-
-State = dict[str, Tensor]
-"""Fields by name."""
 
 
 @lru_cache(maxsize=256)
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A small constant on the device; cached, because each new one would make the host wait for the device."""
     return torch.tensor(values, dtype=dtype, device=device)
-
-
-class Process(ABC):
-    """The corruption of one field and its reverse moves."""
-
-    schedule: Schedule
-
-    @abstractmethod
-    def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
-        """`x_t` for clean data; `t` is `[B]`."""
-
-    @abstractmethod
-    def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
-        """A draw at `time`, the first of a plan, as if no signal were left there."""
-
-    @abstractmethod
-    def rows(self, solver: Solver, stages: Sequence[Stage], *, decode: bool) -> list[Row]:
-        """This field's row for each stage of a plan."""
-
-    @abstractmethod
-    def step(
-        self,
-        x: Tensor,
-        estimates: Sequence[Tensor],
-        row: Row,
-        noise: Noise,
-        layout: Layout,
-        *,
-        name: str,
-        step: int,
-    ) -> Tensor:
-        """Run one row. `estimates` are the denoiser's, newest first."""
-
-    def takes_order(self, order: int) -> bool:
-        """Whether rows of this order mean anything for the process."""
-        return order == 1
-
-
-PRIOR_STEP = 0
-"""The noise step of the prior; row k of a plan uses step k + 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gaussian(Process):
-    """Gaussian corruption of a real field.
-
-    Arguments:
-        features: shape of a row, e.g. `(3,)` for positions, `(C, H, W)` for a `Dense` grid.
-        schedule: of α and σ.
-        zero_com: keep the field in the subspace of zero mean over the rows of each sample (Köhler et al. 2020). The noise
-            is projected, so that each coordinate has variance `(n − 1)/n`.
-    """
-
-    features: tuple[int, ...]
-    schedule: Schedule = field(default_factory=RectifiedFlow)
-    zero_com: bool = False
-
-    def project(self, x: Tensor, layout: Layout) -> Tensor:
-        """Into the subspace: zero padding, zero centre of mass if asked."""
-        return layout.center(x) if self.zero_com else layout.restrict(x)
-
-    def draw(self, noise: Noise, layout: Layout, *, name: str, step: int) -> Tensor:
-        """Standard normal noise in the subspace."""
-        return self.project(noise.normal(layout, self.features, field=name, step=step), layout)
-
-    def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
-        z = self.draw(noise, layout, name=name, step=PRIOR_STEP).to(x_0.dtype)
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        return layout.expand(alpha, x_0) * self.project(x_0, layout) + layout.expand(sigma, x_0) * z
-
-    def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
-        sigma = float(self.schedule.sigma(torch.tensor(time, dtype=torch.float64)))
-        return sigma * self.draw(noise, layout, name=name, step=PRIOR_STEP)
-
-    def rows(self, solver: Solver, stages: Sequence[Stage], *, decode: bool) -> list[Row]:
-        return list(solver.rows(stages, self.schedule))
-
-    def step(
-        self,
-        x: Tensor,
-        estimates: Sequence[Tensor],
-        row: Row,
-        noise: Noise,
-        layout: Layout,
-        *,
-        name: str,
-        step: int,
-    ) -> Tensor:
-        if row is None:
-            return x
-        assert isinstance(row, Affine)
-        out = row.a * x
-        for b, estimate in zip(row.b, estimates, strict=False):
-            out = out + b * estimate
-        if row.c:
-            out = out + row.c * self.draw(noise, layout, name=name, step=step).to(x.dtype)
-        return self.project(out, layout)
-
-    def takes_order(self, order: int) -> bool:
-        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,54 +164,7 @@ class Categorical(Process):
             p = torch.where((x_t != self.absorbing_state).unsqueeze(-1), here, p)
         return p
 
-
-@dataclass(frozen=True, kw_only=True)
-class Composite(Process):
-    """A process for each field of a state.
-
-    Arguments:
-        fields: process by field name.
-        clock_field: whose schedule a solver consults where it must choose times itself (churn); the first by default.
-    """
-
-    fields: Mapping[str, Process]
-    clock_field: str | None = None
-
-    @property
-    def clock(self) -> Process:
-        """The field whose schedule the stages are made from."""
-        return self.fields[self.clock_field or next(iter(self.fields))]
-
-    @property
-    def schedule(self) -> Schedule:  # type: ignore[override]
-        return self.clock.schedule
-
-    def corrupt_state(self, x_0: State, t: Tensor, noise: Noise, layouts: Layouts) -> State:
-        """`x_t`, field by field, with the clock `t` `[B]`."""
-        return {k: p.corrupt(x_0[k], t, noise, layouts[k], name=k) for k, p in self.fields.items()}
-
-    def prior_state(self, noise: Noise, layouts: Layouts, *, time: float = 1.0) -> State:
-        """A draw at `time`, field by field."""
-        return {k: p.prior(noise, layouts[k], name=k, time=time) for k, p in self.fields.items()}
-
-    def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
-        return self.fields[name].corrupt(x_0, t, noise, layout, name=name)
-
-    def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
-        return self.fields[name].prior(noise, layout, name=name, time=time)
-
-    def rows(self, solver: Solver, stages: Sequence[Stage], *, decode: bool) -> list[Row]:
-        raise TypeError("a composite has rows for each of its fields: use make_plan")
-
-    def step(
-        self,
-        x: Tensor,
-        estimates: Sequence[Tensor],
-        row: Row,
-        noise: Noise,
-        layout: Layout,
-        *,
-        name: str,
-        step: int,
-    ) -> Tensor:
-        return self.fields[name].step(x, estimates, row, noise, layout, name=name, step=step)
+    def target(self, x_0: Tensor, x_t: Tensor, t: Tensor, layout: Layout) -> Tensor:
+        """Logits that are certain of `x_0`."""
+        clean = self.categories - (self.absorbing_state is not None)
+        return torch.log(torch.nn.functional.one_hot(x_0, clean).to(t.dtype))
