@@ -22,6 +22,7 @@ from perrin.core import (
     sample,
     sample_seeds,
 )
+from perrin.core.guides import AutoGuidance
 from perrin.core.testing import GaussianMixture
 
 F64 = torch.float64
@@ -105,3 +106,50 @@ def test_ragged_fields_have_many_rows_for_each_sample() -> None:
     dense = torch.zeros(2, 2, 1)
     out = guide({"x": dense}, t, condition=1.0, layouts={"x": padded})["x"]
     torch.testing.assert_close(out[:, :, 0], torch.tensor([[1.0, 1.0], [3.0, 3.0]]))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_auto_guidance_closed_form(scale: float) -> None:
+    """A good model of `N(m, s²)` and a weak one of `N(m/2, s²)`: the guided one is of `N(m/2 + w m/2, s²)`."""
+
+    def weak(x: State, t: torch.Tensor, *, condition: Any = None, **rest: Any) -> State:
+        return model(x, t, condition=condition / 2, **rest)
+
+    x, t = torch.randn(9, 1, dtype=F64), torch.linspace(0.1, 1, 9, dtype=F64)
+    layouts = {"x": Dense(9)}
+    guided = AutoGuidance(denoiser=model, weak=weak, scale=scale)
+    want = model({"x": x}, t, condition=MEAN / 2 * (1 + scale))["x"]
+    torch.testing.assert_close(guided({"x": x}, t, condition=MEAN, layouts=layouts)["x"], want)
+    off = AutoGuidance(denoiser=model, weak=weak, scale=scale, interval=(2.0, 3.0))
+    torch.testing.assert_close(
+        off({"x": x}, t, condition=MEAN, layouts=layouts)["x"], model({"x": x}, t, condition=MEAN)["x"]
+    )
+
+
+def test_rescale_keeps_each_samples_own_spread() -> None:
+    """`rescale = 1` gives the conditional estimate's standard deviation sample by sample, padding left out."""
+    sizes = torch.tensor([2, 5, 3])
+    layout = Padded.from_sizes(sizes)
+    x = layout.restrict(torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0), dtype=F64))
+
+    def denoise(x: State, t: torch.Tensor, *, condition: Any = None, **_: Any) -> State:
+        return {"x": x["x"] * (1.0 if condition is None else condition)}
+
+    t = torch.full((3,), 0.5, dtype=F64)
+    layouts = {"x": layout}
+    whole = classifier_free(denoise, 4.0, rescale=1.0)({"x": x}, t, condition=2.0, layouts=layouts)["x"]
+    for i, n in enumerate(sizes.tolist()):
+        std = whole[i, :n].std(correction=0)
+        torch.testing.assert_close(std, 2 * x[i, :n].std(correction=0))
+        one = {"x": Padded(layout.mask[i : i + 1])}
+        alone = classifier_free(denoise, 4.0, rescale=1.0)(
+            {"x": x[i : i + 1]}, t[:1], condition=2.0, layouts=one
+        )
+        torch.testing.assert_close(alone["x"][0], whole[i])
+    plain = classifier_free(denoise, 4.0)({"x": x}, t, condition=2.0, layouts=layouts)["x"]
+    half = classifier_free(denoise, 4.0, rescale=0.5)({"x": x}, t, condition=2.0, layouts=layouts)["x"]
+    torch.testing.assert_close(half, (plain + whole) / 2)
+    with pytest.raises(ValueError, match="rescale"):
+        classifier_free(denoise, 4.0, rescale=2.0)
+    with pytest.raises(ValueError, match="interval"):
+        classifier_free(denoise, 4.0, interval=(0.9, 0.1))

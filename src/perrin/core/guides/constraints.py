@@ -50,8 +50,9 @@ class Inpaint:
     The noise is fresh at every time, a function of the sample's seed and the time. Any process serves: known elements are
     corrupted by its own `corrupt`, and are exact at t = 0.
 
-    The rest never learns that the known elements are noisier copies of a fixed truth, so replacement alone is biased:
-    INPAINT_BIAS. Renoise rows (RePaint) lower the bias, and `MMPS` with a `Mask` has none on such data.
+    The rest never learns that the known elements are noisier copies of a fixed truth, so replacement alone is biased: of
+    two numbers of correlation 0.8, one known to be 2, the other gets 0.95 ± 0.67 where 1.6 ± 0.6 is right (100 rows).
+    `MMPS` with a `Mask` has no bias on such data.
 
     Arguments:
         process: the composite of the state, or the process of the field `"x"`.

@@ -164,7 +164,8 @@ class Nonlinear(Operator):
         return self.function(x)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Map, Map]:
-        y, back = torch.func.vjp(self.function, x)
+        made = torch.func.vjp(self.function, x)
+        y, back = made[0], made[1]
 
         def forward(v: Tensor) -> Tensor:
             return torch.func.jvp(self.function, (x,), (v,))[1]
@@ -184,7 +185,7 @@ class Chain(Operator):
         return x
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Map, Map]:
-        maps = []
+        maps: list[tuple[Map, Map]] = []
         for operator in self.operators:
             x, forward, back = operator.linearise(x)
             maps.append((forward, back))

@@ -15,7 +15,14 @@ with the residual `r = y − A(D)`, the Jacobian `J = ∂D/∂x_t` and `V = Cov[
 | `DiffPIR` | `q² I`, `q² = σ² / (λ α²)` | `D + q² Aᵀ (s² + q² A Aᵀ)⁻¹ r` | forward |
 
 A nonlinear `A` is linearised at `D`. Linear systems are solved by conjugate gradients, sample by sample. For Gaussian data
-MMPS is exact; the other biases are in the docstrings, measured by `tests/core/test_posterior.py`.
+MMPS is exact.
+
+The docstrings state each bias on one problem (`tests/core/test_posterior.py`): four correlated numbers of standard
+deviations 0.3 to 1.5, two mixtures of them seen with s = 0.3, Heun's method with 64 intervals. "Mean 0.3, variances 0.9
+to 1.2" says that the sample mean is off by 0.3 posterior standard deviations in its worst direction, and that the
+sample's variance is between 0.9 and 1.2 of the posterior's over all directions. The prior itself has mean 4.3, variances
+1.0 to 23.5. With two modes, none of the guides divides the samples rightly between them: where the posterior gives 0.93
+to one mode of the mixture in that file, MMPS gives 0.78, DPS 0.76, ΠGDM 0.73 and DiffPIR 0.57. Steering corrects that.
 """
 
 from __future__ import annotations
@@ -166,7 +173,7 @@ class DPS(Posterior):
     steps. Here the same normalisation is read as a variance, `v = max(s², |r|²/m)` over the m numbers of `y`: the most
     likely one for a residual that large. Neither schedule nor step count then changes the meaning of `ζ = 1`.
 
-    DPS_BIAS
+    Bias: mean 0.66, variances 0.99 to 6.1; the directions that are seen least stay too wide.
 
     Arguments:
         scale: `ζ`.
@@ -188,7 +195,7 @@ class PiGDM(Posterior):
 
     Exact for data `N(0, σ_d² I)`.
 
-    PIGDM_BIAS
+    Bias: mean 0.37, variances 1.00 to 1.61 with `σ_d = 1` for data of 0.3 to 1.5.
 
     Arguments:
         data_std: `σ_d`, of the field's elements; 1 is the paper's choice.
@@ -212,7 +219,8 @@ class MMPS(Posterior):
     The two moments of `x_0 | x_t` are exact, so that the guide is exact wherever `x_0 | x_t` is normal. Every iteration
     costs one backward pass of the network.
 
-    MMPS_BIAS
+    Bias: mean 0.01, variances 1.00 to 1.02 with 2 iterations, which is the error of 20 000 samples; with 1 iteration mean
+    0.21, variances 0.59 to 1.23.
 
     Arguments:
         iterations: of conjugate gradients. One already beats ΠGDM on structured data; `m` of them solve the system.
@@ -239,7 +247,7 @@ class DiffPIR(Posterior):
 
     for a linear `A`, and its first Gauss–Newton step otherwise.
 
-    DIFFPIR_BIAS
+    Bias: mean 1.11, variances 0.69 to 2.13 with `λ = 1`; mean 1.29, variances 1.00 to 4.4 with `λ = 7`.
 
     Arguments:
         lam: `λ`, the weight of the prior; larger trusts the measurement less.
