@@ -12,6 +12,7 @@ The oracles know the data's distribution, so that every number a sampler makes h
 - `GaussianMixture`: `p(x_0) = Σ_k w_k N(μ_k, s_k²)`. With `v_k = α² s_k² + σ²` and responsibilities
   `r_k ∝ w_k N(x_t; α μ_k, v_k)`, the posterior mean is `E[x_0 | x_t] = Σ_k r_k (μ_k + α s_k² / v_k (x_t − α μ_k))`.
 - `CategoricalTable`: any joint distribution over a few positions; the posterior by enumeration.
+- `TorusMixture`, `RotationMixture`: mixtures of wrapped normals and of IGSO(3), in `perrin.core.oracles`.
 - `output_std`: the exact standard deviation that a solver gives on Gaussian data, where every step is linear.
 
 Only torch and the standard library are needed, so that plug-ins can be tested wherever they run.
@@ -22,17 +23,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from perrin.core import so3
 from perrin.core.denoiser import Denoiser
 from perrin.core.layout import Dense, Layout, Layouts, Padded, Pairs, Ragged
 from perrin.core.noise import CounterNoise, Noise, sample_seeds
+from perrin.core.oracles import RotationMixture as RotationMixture
+from perrin.core.oracles import TorusMixture as TorusMixture
 from perrin.core.plan import Plan, make_plan, plan_steps
-from perrin.core.processes import Categorical, Composite, Gaussian, Process, State
+from perrin.core.processes import Categorical, Clean, Composite, Gaussian, Process, Rotation, State, Torus
 from perrin.core.sampling import sample
 from perrin.core.schedules import Schedule
 from perrin.core.solvers import DDPM, Solver
@@ -261,69 +266,93 @@ def assert_process(
     *,
     estimate: Callable[[Tensor], Tensor] | None = None,
     draws: int = 4000,
-    times: tuple[float, float] = (0.7, 0.6),
+    times: tuple[float, float] | None = None,
+    rows: int | None = None,
 ) -> None:
     """A process against its own definition, for clean data `x_0` in `layout`.
 
     - At t = 0 nothing is corrupted (where `σ_0 = 0`); the same noise gives the same state; padding stays zero, `Pairs` stay
       symmetric; every sample is bitwise the one that it is alone in its batch.
     - With the truth as estimate, the reverse move from `t` to `s` reproduces the forward marginal at `s` (means and
-      variances within five standard errors over `draws` draws), and a whole chain from the prior ends at the data.
+      variances within five standard errors over `draws` draws; on manifolds, of `cos 2πx`, `sin 2πx` and of the rotation
+      matrix), and a whole chain from the prior ends at the data.
 
     Arguments:
-        estimate: the denoiser's output when it knows `x_0`; known for `Gaussian` and `Categorical`. Without it the reverse
-            move is not looked at.
+        estimate: the denoiser's output when it knows `x_0`; `process.target` by default.
         draws: the number of copies of every sample.
-        times: `t` and `s` of the reverse move.
+        times: `t` and `s` of the reverse move; by default 0.7 and 0.6, on manifolds 0.3 and 0.25.
+        rows: how many rows the reverse move takes. By default 1, which must be exact, and 16 on manifolds, where a row is of
+            first order.
     """
     batch, name = layout.batch, "x"
     dtype = x_0.dtype if x_0.is_floating_point() else torch.float32
     noise = CounterNoise(sample_seeds(0, range(batch)), dtype)
     t = torch.linspace(0.3, 0.9, batch, dtype=dtype)
+    manifold = isinstance(process, Torus | Rotation)
+    ends_clean = float(process.schedule.sigma(torch.zeros((), dtype=_F64))) == 0
 
-    clean = layout.restrict(process.project(x_0, layout) if isinstance(process, Gaussian) else x_0)
-    if float(process.schedule.sigma(torch.zeros((), dtype=_F64))) == 0:
+    clean = process.project(x_0, layout)
+    if ends_clean:
         torch.testing.assert_close(
             process.corrupt(clean, torch.zeros_like(t), noise, layout, name=name), clean
         )
-    states = [process.corrupt(clean, t, noise, layout, name=name), process.prior(noise, layout, name=name)]
-    again = [process.corrupt(clean, t, noise, layout, name=name), process.prior(noise, layout, name=name)]
-    for x, y in zip(states, again, strict=True):
+
+    def states() -> list[Tensor]:
+        corrupted = process.corrupt(clean, t, noise, layout, name=name)
+        return [
+            corrupted if isinstance(process, Clean) else process.prior(noise, layout, name=name),
+            corrupted,
+        ]
+
+    first = states()
+    for x, y in zip(first, states(), strict=True):
         given, made = (x_0.dtype, tuple(x_0.shape)), (x.dtype, tuple(x.shape))
         assert made == given, f"expected {given}, got {made}"
         assert torch.equal(x, y), "the same noise gave two different states"
         assert torch.equal(layout.restrict(x), x), "padding is not zero"
+        torch.testing.assert_close(process.project(x, layout), x)
         if isinstance(layout, Pairs):
             assert torch.equal(x, x.transpose(1, 2)), "a pair field is not symmetric"
-    for i, whole in enumerate(split(layout, states[0])):
+    for i, whole in enumerate(split(layout, first[1])):
         one, row = take(layout, i), take_field(layout, clean, i)
         alone = process.corrupt(
             row, t[i : i + 1], CounterNoise(noise.seeds[i : i + 1], dtype), one, name=name
         )
         assert torch.equal(split(one, alone)[0], whole), f"sample {i} depends on its batch"
-
-    estimate = estimate or _truth(process)
-    if estimate is None:
+    if isinstance(process, Clean):
         return
+
+    def knows(x_0: Tensor, layout: Layout) -> Denoiser:
+        def denoise(x: State, t: Tensor, **_: Any) -> State:
+            return {"x": process.target(x_0, x["x"], t, layout) if estimate is None else estimate(x_0)}
+
+        return denoise
+
     many, copies = tile(layout, draws), tile_field(layout, clean, draws)
-    seeds = sample_seeds(1, range(batch * draws))
-    start, stop = times
+    seeds = [CounterNoise(sample_seeds(k, range(batch * draws)), dtype) for k in (1, 2)]
+    start, stop = times or ((0.3, 0.25) if manifold else (0.7, 0.6))
     full = torch.full((batch * draws,), 1.0, dtype=dtype)
-    x_t = process.corrupt(copies, start * full, CounterNoise(seeds, dtype), many, name=name)
-    plan = make_plan(process, DDPM(), [start, stop])
-    row_ = plan.rows["x"][0]
-    x_s = process.step(x_t, [estimate(copies)], row_, CounterNoise(seeds, dtype), many, name=name, step=1)
-    other = CounterNoise(sample_seeds(2, range(batch * draws)), dtype)
-    expected = process.corrupt(copies, stop * full, other, many, name=name)
-    _assert_same_moments(_draws(layout, x_s, draws), _draws(layout, expected, draws))
+    x_t = process.corrupt(copies, start * full, seeds[0], many, name=name)
+    grid = torch.linspace(start, stop, (rows or (16 if manifold else 1)) + 1, dtype=_F64)
+    plan = make_plan(process, DDPM(), grid)
+    x_s = sample(knows(copies, many), process, plan, {"x": many}, seeds[0], start={"x": x_t})["x"]
+    expected = process.corrupt(copies, stop * full, seeds[1], many, name=name)
+    a, b = (_draws(layout, _embedded(process, x), draws) for x in (x_s, expected))
+    _assert_same_moments(a, b)
 
-    def truth(x: State, t: Tensor, **_: Any) -> State:
-        return {"x": estimate(clean)}
+    # finer near the data on a manifold, whose last row is exact to third order in σ
+    chain = plan_steps(process, DDPM(), 6, exponent=3.0 if manifold else 1.0)
+    end = sample(knows(clean, layout), process, chain, {"x": layout}, noise)["x"]
+    if ends_clean:
+        ends = (_embedded(process, v) for v in (end, clean))
+        torch.testing.assert_close(*ends, rtol=2e-5, atol=2e-5)
 
-    chain = plan_steps(process, DDPM(), 6)
-    end = sample(truth, process, chain, {"x": layout}, noise)["x"]
-    if float(process.schedule.sigma(torch.zeros((), dtype=_F64))) == 0:
-        torch.testing.assert_close(end, clean, rtol=1e-5, atol=1e-5)
+
+def _embedded(process: Process, x: Tensor) -> Tensor:
+    """Points of a manifold in a Euclidean space where means make sense; other fields as they are."""
+    if isinstance(process, Torus):
+        return torch.stack((torch.cos(2 * math.pi * x), torch.sin(2 * math.pi * x)), dim=-1)
+    return so3.to_matrix(x) if isinstance(process, Rotation) else x
 
 
 def assert_solver_order(
@@ -360,15 +389,22 @@ def assert_solver_order(
         )
 
 
-def _strong_error(solver: Solver, schedule: Schedule, times: Tensor) -> float:
+@lru_cache(maxsize=32)
+def _path_ends(schedule: Schedule, start: float, stop: float) -> tuple[Tensor, Tensor]:
+    """32 states at time `start`, and where the probability-flow ODE takes them by time `stop`."""
     data, generator, n = GaussianMixture.example(), torch.Generator().manual_seed(0), 32
-    clean = data.sample(n, generator)
+    clean, t = data.sample(n, generator), torch.tensor(start, dtype=_F64)
     z = torch.randn(clean.shape, generator=generator, dtype=_F64)
-    start = schedule.alpha(times[0]) * clean + schedule.sigma(times[0]) * z
+    x = schedule.alpha(t) * clean + schedule.sigma(t) * z
+    return x, data.flow(x, schedule, start, stop)
+
+
+def _strong_error(solver: Solver, schedule: Schedule, times: Tensor) -> float:
+    start, truth = _path_ends(schedule, float(times[0]), float(times[-1]))
+    data, n = GaussianMixture.example(), len(start)
     process = Gaussian(features=(2,), schedule=schedule)
     plan, noise = make_plan(process, solver, times), CounterNoise(sample_seeds(0, range(n)), _F64)
     out = sample(data.denoiser(schedule), process, plan, {"x": Dense(n)}, noise, start={"x": start})["x"]
-    truth = data.flow(start, schedule, float(times[0]), float(times[-1]))
     return float((out - truth).square().mean().sqrt())
 
 
@@ -410,19 +446,27 @@ def assert_denoiser(
     count: int = 6,
     times: Sequence[float] = (1.0, 0.5, 1e-3),
     tolerance: float = 1e-5,
+    start_of: Callable[[Tensor], State] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Every field has a finite estimate of the right shape at all times, and no sample sees its neighbours."""
+    """All fields but `Clean` ones have a finite estimate of the right shape at all times, and no sample sees its neighbours.
+
+    `start_of` gives the `Clean` fields of the samples with the given indices.
+    """
     seeds, layouts = sample_seeds(0, range(count)), layouts_of(torch.arange(count))
-    x = process.prior_state(CounterNoise(seeds, dtype), layouts)
+    start = start_of(torch.arange(count)) if start_of else None
+    x = process.prior_state(CounterNoise(seeds, dtype), layouts, start=start)
+    noised = [k for k, p in process.fields.items() if not isinstance(p, Clean)]
     for time in times:
         t = torch.full((count,), time, dtype=dtype)
         whole = denoiser(x, t, layouts=layouts)
-        for name, field in process.fields.items():
-            shape = tuple(x[name].shape)
+        for name in noised:
+            field, shape = process.fields[name], tuple(x[name].shape)
             if isinstance(field, Categorical):
                 clean = field.categories - (field.absorbing_state is not None)
                 shape = (*shape, clean)
+            elif isinstance(field, Rotation):
+                shape = (*shape[:-1], 3)
             assert whole[name].shape == shape, (
                 f"field {name!r}: expected {tuple(shape)}, got {tuple(whole[name].shape)}"
             )
@@ -431,7 +475,7 @@ def assert_denoiser(
         for i in range(count):
             one = {k: take(v, i) for k, v in layouts.items()}
             alone = denoiser({k: take_field(layouts[k], v, i) for k, v in x.items()}, t[:1], layouts=one)
-            for name in process.fields:
+            for name in noised:
                 a, b = split(one[name], alone[name])[0], split(layouts[name], whole[name])[i]
                 torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
@@ -446,6 +490,7 @@ def assert_batch_invariant(
     batch: int = 5,
     tolerance: float = 0.0,
     condition_of: Callable[[Tensor], Any] | None = None,
+    start_of: Callable[[Tensor], State] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """`count` samples made together equal those made `batch` at a time in reverse order; bitwise unless `tolerance`."""
@@ -454,7 +499,8 @@ def assert_batch_invariant(
         layouts = layouts_of(indices)
         noise = CounterNoise(sample_seeds(7, indices), dtype)
         condition = condition_of(indices) if condition_of else None
-        state = sample(denoiser, process, plan, layouts, noise, condition=condition)
+        start = start_of(indices) if start_of else None
+        state = sample(denoiser, process, plan, layouts, noise, condition=condition, start=start)
         fields = {k: split(layouts[k], v) for k, v in state.items()}
         return [{k: v[i] for k, v in fields.items()} for i in range(len(indices))]
 
@@ -534,12 +580,3 @@ def _assert_same_moments(a: Tensor, b: Tensor, sigmas: float = 5.0) -> None:
         assert worst <= sigmas, (
             f"reverse and forward {what} differ by {worst:.1f} s.e., expected at most {sigmas:g}"
         )
-
-
-def _truth(process: Process) -> Callable[[Tensor], Tensor] | None:
-    if isinstance(process, Gaussian):
-        return lambda x: x
-    if isinstance(process, Categorical):
-        clean = process.categories - (process.absorbing_state is not None)
-        return lambda x: torch.log(torch.nn.functional.one_hot(x, clean).float())
-    return None
