@@ -18,20 +18,31 @@ from perrin.core import (
     Affine,
     Categorical,
     Composite,
+    Consistency,
     Cosine,
     CounterNoise,
     Dense,
+    DPMSolverPP1M,
     DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
     Euler,
+    ExpAB,
     Gaussian,
     Heun,
     Jump,
+    Langevin,
     LinearVP,
+    Midpoint,
     PlanError,
     Power,
     RectifiedFlow,
+    Restart,
+    SASolver,
     Schedule,
     Solver,
+    TimeTravel,
+    UniPC,
     make_plan,
     plan_steps,
     sample,
@@ -51,7 +62,26 @@ VARIANTS = [
     Heun(churn=10.0),
     DPMSolverPP2M(),
     DPMSolverPP2M(sde=True),
+    Midpoint(),
+    DPMSolverPP2S(),
+    DPMSolverPP1M(),
+    DPMSolverPP1M(sde=True),
+    DPMSolverPP3M(),
+    DPMSolverPP3M(startup="plain", curvature=0.5),
+    DPMSolverPP3M(sde=True),
+    ExpAB(2),
+    ExpAB(3),
+    ExpAB(4),
+    UniPC(1),
+    UniPC(2),
+    UniPC(3),
+    UniPC(2, taper=True),
+    SASolver(),
+    SASolver(tau=0.0),
+    SASolver(predictor=3, corrector=3, tau=0.0),
+    SASolver(predictor=3, corrector=4),
 ]
+TWO_STAGE = (Heun, Midpoint, DPMSolverPP2S)
 schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 solvers = pytest.mark.parametrize("solver", VARIANTS, ids=repr)
 
@@ -67,6 +97,20 @@ solvers = pytest.mark.parametrize("solver", VARIANTS, ids=repr)
         (DDPM(), -0.14577),
         (DPMSolverPP2M(), 0.0115395),
         (DPMSolverPP2M(sde=True), 0.0530149),
+        (DPMSolverPP1M(), -0.07907),
+        (DPMSolverPP1M(sde=True), -0.14577),
+        (DPMSolverPP3M(), -0.0192024),
+        (DPMSolverPP3M(startup="plain"), -0.0198576),
+        (DPMSolverPP3M(sde=True), 0.0579071),
+        (DPMSolverPP2S(), -0.0134526),
+        (Midpoint(), -0.0068702),
+        (Heun(), -0.0052570),
+        (ExpAB(4), -0.0135364),
+        (UniPC(1), -0.0332612),
+        (UniPC(2), 0.0091415),
+        (UniPC(3), -0.0193705),
+        (SASolver(), 0.2420123),
+        (SASolver(tau=0.0), 0.0293558),
     ],
     ids=repr,
 )
@@ -139,6 +183,34 @@ def test_order_of_convergence(solver: Solver, schedule: Schedule) -> None:
     assert_solver_order(solver, schedule, solver.order)
 
 
+def _from_the_middle(schedule: Schedule, start: float = 0.6) -> Any:
+    """Steps even in λ from a time where the estimate already changes, so that an error of the first row is seen."""
+    ends = schedule.lam(torch.tensor([start, 0.02], dtype=F64)).tolist()
+    return lambda n: schedule.time(torch.linspace(ends[0], ends[1], n + 1, dtype=F64))
+
+
+@pytest.mark.parametrize("schedule", [LinearVP(), Cosine(), RectifiedFlow()], ids=repr)
+def test_the_corrected_start_reaches_order_three(schedule: Schedule) -> None:
+    """A plain start is an error `O(h²)`, made once: it limits every multistep method to order 2. Correcting it gives 3."""
+    grid = _from_the_middle(schedule)
+    for solver in (DPMSolverPP3M(), ExpAB(3), UniPC(2), SASolver(predictor=3, corrector=3, tau=0.0)):
+        assert_solver_order(solver, schedule, 3, grid=grid)
+    for solver in (DPMSolverPP3M(startup="plain"), ExpAB(4, startup="plain")):
+        assert_solver_order(solver, schedule, 2, grid=grid)
+        with pytest.raises(AssertionError, match="expected order 3"):
+            assert_solver_order(solver, schedule, 3, grid=grid)
+    for solver in (ExpAB(4), UniPC(3)):  # four estimates, but the start stays third order
+        assert_solver_order(solver, schedule, 3, grid=grid)
+
+
+def test_the_published_third_order_is_second() -> None:
+    """Half of the curvature, as in the authors' code, diffusers and k-diffusion."""
+    published = DPMSolverPP3M(curvature=0.5)
+    assert_solver_order(published, RectifiedFlow(), 2)
+    with pytest.raises(AssertionError, match=r"expected order 2\.5"):
+        assert_solver_order(published, RectifiedFlow(), 2.5)
+
+
 @pytest.mark.parametrize("schedule", [LinearVP(), Cosine(), RectifiedFlow()], ids=repr)
 @pytest.mark.parametrize("solver", [Euler(), DDIM(), Heun()], ids=repr)
 def test_one_step_methods_keep_their_order_on_even_times(solver: Solver, schedule: Schedule) -> None:
@@ -174,7 +246,7 @@ def test_evaluations_of_a_plan(solver: Solver) -> None:
     process = Gaussian(features=(2,))
     for n in range(1, 13):
         plan = make_plan(process, solver, uniform(n, start=0.999))
-        assert plan.nfe == (2 * n - 1 if isinstance(solver, Heun) else n)
+        assert plan.nfe == (2 * n - 1 if isinstance(solver, TWO_STAGE) else n)
         assert f"{plan.nfe} evaluations" in repr(plan)
 
 
@@ -249,6 +321,64 @@ def test_each_field_has_its_own_schedule() -> None:
         plan = make_plan(Composite(fields=fields), solver, uniform(6, start=0.99))
         for name, field in fields.items():
             assert plan.rows[name] == make_plan(field, solver, uniform(6, start=0.99)).rows["x"]
+
+
+# ------------------------------------------------------------------------------------------------------- transforms
+
+
+def test_wrappers_pay_for_what_they_insert() -> None:
+    flow = Gaussian(features=(1,))
+    for solver, n, want in (
+        (TimeTravel(solver=DDPM(), length=2, repeats=3), 6, 18),
+        (TimeTravel(solver=Heun(), length=2, repeats=2), 6, 4 * 6 - 2),
+        (Restart(solver=DDIM(), low=0.3, high=0.6, steps=4, repeats=3), 10, 22),
+        (Langevin(solver=Heun(), corrections=2), 5, 9 + 10),
+        (Langevin(solver=TimeTravel(solver=DPMSolverPP2M(), length=1, repeats=2)), 4, 16),
+        (TimeTravel(solver=Langevin(solver=DPMSolverPP2M()), length=1, repeats=2), 4, 16),
+    ):
+        assert make_plan(flow, solver, uniform(n, start=0.99)).nfe == want
+    with pytest.raises(PlanError, match="one evaluation for each interval"):
+        plan_steps(flow, TimeTravel(solver=Heun()), 8)
+
+
+def test_time_travel_goes_back_where_repaint_does() -> None:
+    plan = make_plan(Gaussian(features=(1,)), TimeTravel(length=2, repeats=2), uniform(4, start=0.8))
+    pairs = [(round(s.start, 3), round(s.stop, 3)) for s in plan.stages]
+    down = [(0.8, 0.6), (0.6, 0.4), (0.4, 0.2), (0.2, 0.0)]
+    assert pairs == [*down[:2], (0.4, 0.8), *down, (0.0, 0.4), *down[2:]]
+
+
+@schedules
+def test_wrappers_keep_the_marginal_of_a_point(schedule: Schedule) -> None:
+    """With the truth as estimate, DDIM inside, every time that is reached has its marginal `N(α_s x_0, σ_s²)`."""
+    for solver in (
+        TimeTravel(solver=DDIM(), length=2, repeats=2),
+        Restart(solver=DDIM(), low=0.3, high=0.6),
+        Langevin(solver=DDIM(), corrections=2, delta=0.3),
+        Consistency(),
+    ):
+        plan = make_plan(Gaussian(features=(1,), schedule=schedule), solver, uniform(6, start=0.9, stop=0.01))
+        first = torch.tensor(0.9, dtype=F64)
+        mean, variance = float(schedule.alpha(first)), float(schedule.sigma(first)) ** 2
+        for row, stage in zip(plan.rows["x"], plan.stages, strict=True):
+            assert isinstance(row, Affine)
+            mean, variance = row.a * mean + sum(row.b), row.a**2 * variance + row.c**2
+            stop = torch.tensor(stage.stop, dtype=F64)
+            assert mean == pytest.approx(float(schedule.alpha(stop)), rel=1e-10)
+            assert variance == pytest.approx(float(schedule.sigma(stop)) ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("inner", [DPMSolverPP2M(), UniPC(2), Heun()], ids=repr)
+def test_langevin_rows_do_not_touch_the_inner_solvers_table(inner: Solver) -> None:
+    flow, times = Gaussian(features=(1,)), uniform(5, start=0.9)
+    alone = make_plan(flow, inner, times).rows["x"]
+    plan = make_plan(flow, Langevin(solver=inner, corrections=1), times)
+    kept = [
+        (r.a, tuple(b for b in r.b if b), r.c)
+        for r, s in zip(plan.rows["x"], plan.stages, strict=True)
+        if isinstance(r, Affine) and s.role == "move"
+    ]
+    assert kept == [(r.a, tuple(b for b in r.b if b), r.c) for r in alone if isinstance(r, Affine)]
 
 
 # -------------------------------------------------------------------------------------------------- Karras, by hand

@@ -37,6 +37,7 @@ class Stage:
             must leave such a field alone (a corrector).
         store: remember the state before the row as the anchor.
         anchored: start the update from the anchor instead of the current state.
+        role: `move`, or what a solver that wraps another one has inserted (`renoise`, `langevin`).
     """
 
     time: float | None
@@ -44,6 +45,7 @@ class Stage:
     stop: float
     store: bool = False
     anchored: bool = False
+    role: str = "move"
 
 
 @dataclass(frozen=True)
