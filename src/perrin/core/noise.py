@@ -29,15 +29,22 @@ def philox4x32(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox4x32. All arguments are int64 tensors of 32-bit words that broadcast together."""
     for _ in range(10):
-        p0, p1 = c0 * _M0, c2 * _M1  # 64-bit products; int64 wraps, and only their bits are used
-        c0, c1, c2, c3 = (
-            (p1 >> 32) & _MASK ^ c1 ^ k0,
-            p1 & _MASK,
-            (p0 >> 32) & _MASK ^ c3 ^ k1,
-            p0 & _MASK,
-        )
+        # 64-bit products; int64 wraps, and only their bits are used. The low words c1 and c3 go unmasked into the next
+        # round, which only looks at their low 32 bits.
+        p0, p1 = c0 * _M0, c2 * _M1
+        n0, n2 = _mixed(p1 >> 32, c1 ^ k0), _mixed(p0 >> 32, c3 ^ k1)
+        c0, c1, c2, c3 = n0, p1, n2, p0
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
+
+
+def _mixed(high: Tensor, low: Tensor) -> Tensor:
+    """`(high ^ low) & 0xFFFFFFFF`, in place where `high` has the shape of the result already."""
+    if high.dim() >= low.dim() and all(
+        h == n or n == 1 for h, n in zip(high.shape[high.dim() - low.dim() :], low.shape, strict=True)
+    ):
+        return high.bitwise_xor_(low).bitwise_and_(_MASK)
+    return (high ^ low).bitwise_and_(_MASK)
 
 
 def field_id(name: str) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -55,6 +56,28 @@ class Affine:
     a: float
     b: tuple[float, ...] = ()
     c: float = 0.0
+
+
+def affine(x: Tensor, row: Affine, estimates: Sequence[Tensor], noise: Tensor | None = None) -> Tensor:
+    """`a x + Σ_j b_j D_j + c ξ` in a new tensor of the dtype of `x`: one pass over memory for each nonzero term.
+
+    The first product makes the tensor and the other terms are added in place, so nothing that the caller holds is written
+    to. Terms with zero coefficients are not touched. Elementwise: no bit depends on the batch.
+    """
+    terms = [(b, d) for b, d in zip(row.b, estimates, strict=False) if b]
+    if row.a == 0 and terms:
+        b, d = terms.pop(0)
+        out = (d if d.dtype == x.dtype else d.to(x.dtype)) * b
+    elif row.a == 1 and terms:
+        b, d = terms.pop(0)
+        out = torch.add(x, d if d.dtype == x.dtype else d.to(x.dtype), alpha=b)
+    else:
+        out = x * row.a
+    for b, d in terms:
+        out.add_(d, alpha=b)
+    if row.c and noise is not None:
+        out.add_(noise, alpha=row.c)
+    return out
 
 
 @dataclass(frozen=True)
@@ -117,8 +140,6 @@ def make_plan(
     Raises:
         PlanError: a coefficient is not finite, which means that solver, schedule and grid do not go together.
     """
-    import torch
-
     from perrin.core.grids import checked
     from perrin.core.processes import Composite
 

@@ -16,6 +16,7 @@ from perrin.core.layout import Layouts
 from perrin.core.noise import Noise
 from perrin.core.plan import Plan
 from perrin.core.processes import PRIOR_STEP, Composite, Process, State
+from perrin.core.replay import Mode, accelerated
 
 Constraint = Callable[[State, float], State]
 """Called with the state after a row and the time it stands at; returns the state to go on with."""
@@ -34,6 +35,7 @@ def sample(
     constraint: Constraint | None = None,
     self_condition: bool = False,
     progress: Callable[[int], None] | None = None,
+    mode: Mode = "eager",
 ) -> State:
     """Draw samples: from the prior (or `start`) through every row of `plan`.
 
@@ -48,40 +50,47 @@ def sample(
         constraint: acts on the state after each row.
         self_condition: hand the denoiser its previous estimate.
         progress: called with the number of rows done.
+        mode: how the denoiser is run: `eager`; `compile` (`torch.compile`); `graph` (CUDA graph replay, eager on a CPU). See
+            `perrin.core.replay`.
 
     Returns:
         The state at the plan's last time.
     """
     check(denoiser, plan)
+    denoiser = accelerated(denoiser, mode)
     composite = process if isinstance(process, Composite) else Composite(fields={"x": process})
     x = composite.prior_state(noise, layouts, time=plan.start, start=start)
     first = next(iter(x.values()))
     dtype = next((v.dtype for v in x.values() if v.is_floating_point()), torch.float32)
     evaluations = [s.time for s in plan.stages if s.time is not None]
     times = torch.tensor(evaluations, dtype=dtype).to(first.device, non_blocking=True)
+    clock = iter(times.unsqueeze(1).expand(-1, _batch(layouts)).unbind(0))
+    fields = [
+        (name, field, layouts[name], plan.rows[name])
+        for name, field in composite.fields.items()
+        if any(row is not None for row in plan.rows[name])
+    ]
+    depth = plan.history
 
     history: list[State] = []
-    anchor, evaluated = x, 0
+    estimates: dict[str, list[Tensor]] = {name: [] for name, *_ in fields}
+    anchor = x
     for k, stage in enumerate(plan.stages):
         if stage.store:
             anchor = x
         if stage.time is not None:
-            t = times[evaluated].expand(_batch(layouts))
             previous = history[0] if self_condition and history else None
-            estimate = denoiser(x, t, condition=condition, layouts=layouts, previous=previous)
-            history = [estimate, *history[: plan.history - 1]]
-            evaluated += 1
+            estimate = denoiser(x, next(clock), condition=condition, layouts=layouts, previous=previous)
+            history = [estimate, *history[: depth - 1]]
+            estimates = {name: [h[name] for h in history] for name in estimates}
         base = anchor if stage.anchored else x
         moved: State = {}
-        for name, field in composite.fields.items():
-            row = plan.rows[name][k]
-            if row is None:
-                continue
-            origin = base[name]
-            estimates: list[Tensor] = [h[name] for h in history]
-            moved[name] = field.step(
-                origin, estimates, row, noise, layouts[name], name=name, step=PRIOR_STEP + 1 + k
-            )
+        for name, field, layout, rows in fields:
+            row = rows[k]
+            if row is not None:
+                moved[name] = field.step(
+                    base[name], estimates[name], row, noise, layout, name=name, step=PRIOR_STEP + 1 + k
+                )
         x = {**x, **moved}
         if constraint is not None:
             x = constraint(x, stage.stop)

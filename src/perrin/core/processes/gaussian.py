@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
 
-from perrin.core.layout import Layout, Pairs
+from perrin.core.layout import Dense, Layout, Pairs
 from perrin.core.noise import Noise
-from perrin.core.plan import Affine, Row, Stage
+from perrin.core.plan import Affine, Row, Stage, affine
 from perrin.core.processes.base import PRIOR_STEP, Process
 from perrin.core.schedules import RectifiedFlow, Schedule
 from perrin.core.solvers import Solver
@@ -32,8 +33,12 @@ class Subspace(ABC):
     """A linear subspace of each row's features."""
 
     @abstractmethod
-    def project(self, x: Tensor, axes: int) -> Tensor:
-        """The orthogonal projection of a field whose last `axes` axes are a row's features."""
+    def project(self, x: Tensor) -> Tensor:
+        """The orthogonal projection of a field whose last axes are a row's features."""
+
+    @abstractmethod
+    def dimensions(self, features: tuple[int, ...]) -> int:
+        """How many numbers a row of the subspace has."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,11 @@ class Symmetric(Subspace):
     norm).
     """
 
-    def project(self, x: Tensor, axes: int) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         return 0.5 * (x + x.transpose(-1, -2))
+
+    def dimensions(self, features: tuple[int, ...]) -> int:
+        return prod(features[:-1]) * (features[-1] + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,12 @@ class Masked(Subspace):
 
     mask: tuple
 
-    def project(self, x: Tensor, axes: int) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         return x.masked_fill(_outside(self.mask, x.device), 0)
+
+    def dimensions(self, features: tuple[int, ...]) -> int:
+        inside = ~_outside(self.mask, torch.device("cpu"))
+        return int(inside.expand(features).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +104,19 @@ class Gaussian(Process):
         if isinstance(layout, Pairs):
             x = 0.5 * (x + x.transpose(1, 2))  # every bit stays where the field is symmetric already
         if self.subspace is not None:
-            x = self.subspace.project(x, len(self.features))
+            x = self.subspace.project(x)
         return layout.center(x) if self.zero_com else layout.restrict(x)
+
+    def dimensions(self, layout: Layout) -> Tensor:
+        """How many independent numbers the subspace has, of each sample, `[B]`, int64."""
+        row = prod(self.features) if self.subspace is None else self.subspace.dimensions(self.features)
+        if not self.zero_com:
+            return layout.rows() * row
+        if not isinstance(layout, Dense):
+            return (layout.rows() - 1).clamp(min=0) * row
+        if self.subspace is not None:
+            raise ValueError(f"expected zero_com or a subspace in a Dense layout, got both: {self}")
+        return layout.rows() * (row - (self.features[0] if len(self.features) > 1 else 1))
 
     def draw(self, noise: Noise, layout: Layout, *, name: str, step: int) -> Tensor:
         """Standard normal noise in the subspace."""
@@ -125,12 +148,9 @@ class Gaussian(Process):
         if row is None:
             return x
         assert isinstance(row, Affine)
-        out = row.a * x
-        for b, estimate in zip(row.b, estimates, strict=False):
-            out = out + b * estimate
-        if row.c:
-            out = out + row.c * self.draw(noise, layout, name=name, step=step).to(x.dtype)
-        return self.project(out, layout)
+        # the projection of the sum is the sum of the projections: the noise needs none of its own
+        xi = noise.normal(layout, self.features, field=name, step=step) if row.c else None
+        return self.project(affine(x, row, estimates, xi), layout)
 
     def takes_order(self, order: int) -> bool:
         return True

@@ -1,0 +1,116 @@
+"""Faster denoisers behind one option: compiled, or replayed as a CUDA graph.
+
+The rows of a plan are two or three kernels for each field; the network is hundreds. So it is the denoiser that is compiled
+or captured, and the loop stays as it is.
+
+A graph is captured once for each signature (names, shapes, dtypes of state and time; identity of condition and layouts) and
+replayed with the inputs copied into its own tensors. Outputs are copied out, because multistep rows look at old estimates.
+Asked for on a CPU, where there are no graphs, the denoiser runs as it is: same bits, same calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from perrin.core.denoiser import Denoiser
+from perrin.core.layout import Layouts
+from perrin.core.processes import State
+
+Mode = Literal["eager", "compile", "graph"]
+
+_WARM_UP = 3
+_KEPT = 8
+_made: dict[tuple[int, str], tuple[Denoiser, Denoiser]] = {}
+"""The newest few accelerated denoisers, each with the one that it was made from, whose identity is thereby taken."""
+
+
+def accelerated(denoiser: Denoiser, mode: Mode) -> Denoiser:
+    """The denoiser for `mode`; what was compiled or captured for it before is used again."""
+    if mode == "eager" or isinstance(denoiser, GraphedDenoiser):
+        return denoiser
+    if mode not in get_args(Mode):
+        raise ValueError(f"expected mode {', '.join(map(repr, get_args(Mode)))}, got {mode!r}")
+    key = (id(denoiser), mode)
+    if key not in _made:
+        if len(_made) >= _KEPT:
+            _made.pop(next(iter(_made)))
+        fast = torch.compile(denoiser, dynamic=False) if mode == "compile" else GraphedDenoiser(denoiser)
+        _made[key] = (denoiser, fast)
+    return _made[key][1]
+
+
+class _Capture:
+    """One captured call: static inputs, the graph, its outputs."""
+
+    def __init__(self, denoiser: Denoiser, x: State, t: Tensor, previous: State | None, rest: dict[str, Any]):
+        self.x = {k: v.clone() for k, v in x.items()}
+        self.t = t.clone()
+        self.previous = None if previous is None else {k: v.clone() for k, v in previous.items()}
+        self.rest = rest  # held, so that the identities in the signature stay taken
+
+        def call() -> State:
+            return denoiser(self.x, self.t, previous=self.previous, **rest)
+
+        stream = torch.cuda.Stream(t.device)
+        stream.wait_stream(torch.cuda.current_stream(t.device))
+        with torch.cuda.stream(stream):  # warm-up off the main stream: workspaces and autotuning happen here
+            for _ in range(_WARM_UP):
+                call()
+        torch.cuda.current_stream(t.device).wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.out = call()
+
+    def replay(self, x: State, t: Tensor, previous: State | None) -> State:
+        for k, v in self.x.items():
+            v.copy_(x[k])
+        self.t.copy_(t)
+        if self.previous is not None and previous is not None:
+            for k, v in self.previous.items():
+                v.copy_(previous[k])
+        self.graph.replay()
+        return {k: v.clone() for k, v in self.out.items()}
+
+
+class GraphedDenoiser:
+    """A denoiser that replays CUDA graphs of another one.
+
+    The other denoiser must not make the host wait (`.item()`, `nonzero()`), must not draw random numbers and must not keep
+    state between calls. A condition is read where it lies: change its tensors in place, or hand over another one, which
+    is captured anew. The newest few captures are kept.
+
+    Arguments:
+        denoiser: what is captured.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        self._captures: dict[Any, _Capture] = {}
+
+    def __call__(
+        self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
+    ) -> State:
+        rest = {"condition": condition, "layouts": layouts}
+        if t.device.type != "cuda":
+            return self.denoiser(x, t, previous=previous, **rest)
+        signature = (
+            _shapes(x),
+            tuple(t.shape),
+            t.dtype,
+            None if previous is None else _shapes(previous),
+            id(condition),
+            id(layouts),
+        )
+        capture = self._captures.get(signature)
+        if capture is None:
+            if len(self._captures) >= _KEPT:
+                self._captures.pop(next(iter(self._captures)))
+            capture = self._captures[signature] = _Capture(self.denoiser, x, t, previous, rest)
+        return capture.replay(x, t, previous)
+
+
+def _shapes(state: State) -> tuple[Any, ...]:
+    return tuple((k, tuple(v.shape), v.dtype, v.device) for k, v in state.items())
