@@ -1,0 +1,137 @@
+"""Distillation to few steps: a student that jumps where its teacher integrates.
+
+Consistency distillation (Song et al. 2023): the student's value is constant along the teacher's probability-flow ODE,
+
+    |f(x_t, t) − sg f⁻(x_s, s)|²,    x_s = one deterministic, second-order row of the teacher from t to s < t,
+
+so that `f(x_t, t)` is the end of the path through `x_t`. Where σ = 0 a head with a skip makes `f(x, 0) = x`, which fixes the
+constant. The student is a denoiser like its teacher, and is sampled by `x_s = α_s f(x_t, t) + σ_s ξ` (`few_step`).
+
+Chosen over distribution matching (Yin et al. 2024, DMD) by trial: the mixture `GaussianMixture.example()`, its exact
+denoiser as teacher, the same network (three layers of 128), Adam, batches of 512, 6000 samples against 6000 of the data;
+the energy distance between two draws of the data is 0.0008:
+
+| method | 1 evaluation | 2 | 4 |
+| --- | --- | --- | --- |
+| consistency, 4000 updates (118 s) | 0.0015 | 0.0012 | 0.0008 |
+| distribution matching, 2250 updates (148 s) | 0.133 | 0.046 | 0.078 |
+| the teacher itself, DDIM | 0.986 | 0.166 | 0.039 |
+| the teacher itself, Heun | 0.986 | 0.166 | 0.021 |
+
+The teacher needs 32 evaluations of DDIM (0.0017) or 16 of Heun (0.0013) for the student's one. Distribution matching must
+keep a second denoiser on the student's heels, and moved about instead of settling; with more care (two learning rates, a
+regression term, an adversarial one) it is known to win on large images, which was not tried here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perrin.core.denoiser import Denoiser
+from perrin.core.layout import Layouts
+from perrin.core.losses import squared_error
+from perrin.core.noise import Noise
+from perrin.core.processes import Composite, Gaussian, State
+
+
+def _gaussian(process: Composite, name: str) -> Gaussian:
+    field = process.fields[name]
+    if not isinstance(field, Gaussian):
+        raise TypeError(f"expected a Gaussian field, but {name!r} is {type(field).__name__}")
+    return field
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConsistencyLoss:
+    """Consistency distillation on a grid of times (Song et al. 2023, algorithm 2).
+
+    Arguments:
+        teacher: the denoiser whose ODE is distilled.
+        process: of Gaussian fields.
+        times: rising, `[n + 1]`, from 0 (σ = 0) or a little above to the first time of sampling.
+    """
+
+    teacher: Denoiser
+    process: Composite
+    times: Tensor
+
+    def __call__(
+        self,
+        student: Denoiser,
+        target: Denoiser,
+        x_0: State,
+        index: Tensor,
+        noise: Noise,
+        layouts: Layouts,
+        *,
+        condition: Any = None,
+    ) -> Tensor:
+        """The loss per sample, `[B]`.
+
+        Arguments:
+            student: trained.
+            target: `f⁻`, the student itself or its moving average; no gradient flows through it.
+            x_0: clean data.
+            index: `[B]`, int64 in `1 … n`: the interval of each sample is `times[index − 1] … times[index]`.
+            noise: corrupts the data.
+        """
+        t, s = self.times[index], self.times[index - 1]
+        x_t = self.process.corrupt_state(x_0, t, noise, layouts)
+        with torch.no_grad():
+            d = self.teacher(x_t, t, condition=condition, layouts=layouts)
+            x_s = {k: self._row(x_t[k], d[k], t, s, layouts, k) for k in x_t}
+            half = self.teacher(x_s, s.clamp(min=float(self.times[1])), condition=condition, layouts=layouts)
+            mean = {k: (d[k] + half[k]) / 2 for k in d}  # Heun's rule in the estimate: second order
+            x_s = {k: self._row(x_t[k], mean[k], t, s, layouts, k) for k in x_t}
+            wanted = target(x_s, s, condition=condition, layouts=layouts)
+        made = student(x_t, t, condition=condition, layouts=layouts)
+        total = t.new_zeros(t.shape)
+        for name in x_t:
+            total = total + squared_error(wanted[name], made[name], layouts[name])
+        return total
+
+    def _row(self, x: Tensor, d: Tensor, t: Tensor, s: Tensor, layouts: Layouts, name: str) -> Tensor:
+        """DDIM's row from t to s."""
+        schedule, layout = _gaussian(self.process, name).schedule, layouts[name]
+        keep = schedule.sigma(s) / schedule.sigma(t)
+        return layout.expand(keep, x) * x + layout.expand(schedule.alpha(s) - schedule.alpha(t) * keep, d) * d
+
+
+@torch.no_grad()
+def few_step(
+    student: Denoiser,
+    process: Composite,
+    times: Tensor | list[float],
+    layouts: Layouts,
+    noise: Noise,
+    *,
+    condition: Any = None,
+) -> State:
+    """Sample a student in `len(times)` evaluations: `x ← α_s f(x, t) + σ_s ξ` from each time to the next, then `f` itself.
+
+    Arguments:
+        times: falling, all above 0.
+    """
+    steps = torch.as_tensor(times, dtype=torch.float64).tolist()
+    x = process.prior_state(noise, layouts, time=steps[0])
+    dtype = next(iter(x.values())).dtype
+    batch = next(iter(layouts.values())).batch
+    for k, time in enumerate(steps):
+        t = torch.full((batch,), time, dtype=dtype, device=next(iter(x.values())).device)
+        x = dict(student(x, t, condition=condition, layouts=layouts, previous=None))
+        if k + 1 < len(steps):
+            for name, v in x.items():
+                field, layout = _gaussian(process, name), layouts[name]
+                s = torch.full_like(t, steps[k + 1])
+                xi = field.project(noise.normal(layout, field.features, field=name, step=1 + k), layout).to(
+                    v.dtype
+                )
+                x[name] = (
+                    layout.expand(field.schedule.alpha(s), v) * v
+                    + layout.expand(field.schedule.sigma(s), v) * xi
+                )
+    return x
