@@ -26,7 +26,7 @@ _F64 = torch.float64
 
 @dataclass(frozen=True, eq=False)
 class TorusMixture:
-    """A mixture of K wrapped normals on `[0, 1)^D`: `means` `[K, D]` and `stds` `[K]` in turns, `weights` `[K]`, of sum 1."""
+    """A mixture of K wrapped normals on `[0, 1)^D`: `means` and `stds` in turns, `weights` `[K]` of sum 1."""
 
     means: Tensor
     stds: Tensor
