@@ -99,7 +99,7 @@ class Multistep(Solver):
     ) -> list[float]:
         """`δ_j` of the interval that ended at stage i: the corrector's weights minus the predictor's."""
         order = self.corrector_order
-        if i == 1 and self.startup == "corrected":
+        if i == 1 and self.startup == "corrected" and self.predictor_order > 2:
             order = max(order, 2)
         if order == 0 or known == 1:  # nothing before, or it began at pure noise
             return []
