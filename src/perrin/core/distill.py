@@ -13,14 +13,14 @@ the energy distance between two draws of the data is 0.0008:
 
 | method | 1 evaluation | 2 | 4 |
 | --- | --- | --- | --- |
-| consistency, 4000 updates (118 s) | 0.0015 | 0.0012 | 0.0008 |
-| distribution matching, 2250 updates (148 s) | 0.133 | 0.046 | 0.078 |
+| consistency, 4000 updates | 0.0015 | 0.0012 | 0.0008 |
+| distribution matching, 3000 updates | 0.127 | 0.048 | 0.083 |
 | the teacher itself, DDIM | 0.986 | 0.166 | 0.039 |
 | the teacher itself, Heun | 0.986 | 0.166 | 0.021 |
 
 The teacher needs 32 evaluations of DDIM (0.0017) or 16 of Heun (0.0013) for the student's one. Distribution matching must
-keep a second denoiser on the student's heels, and moved about instead of settling; with more care (two learning rates, a
-regression term, an adversarial one) it is known to win on large images, which was not tried here.
+keep a second denoiser on the student's heels, and moved about instead of settling. It was tried in one setting
+(`benchmarks/distill.py`), without the regression and adversarial terms with which it is reported to do well on images.
 """
 
 from __future__ import annotations
