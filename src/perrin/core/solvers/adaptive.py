@@ -1,7 +1,7 @@
 """Dormand–Prince with an error control of its own for every sample.
 
 It has no table, because it chooses its times as it goes; it solves the probability-flow ODE `dx/dt = A_t x + B_t D` from
-t = 1 (or `start_time`) to `stop`, and ends with the estimate there. Every sample has its own time and its own step: the network is
+t = 1 (or `start_time`) to `stop`, and ends with the estimate there. Every sample has its own time and step: the network is
 evaluated on the whole batch at a vector of times, a step is accepted or not sample by sample, and a sample that has arrived
 stands still. So no sample's path depends on its neighbours. The loop asks the device once for each step whether all have
 arrived, which the loop of plans never does.
