@@ -15,6 +15,7 @@ from perrin.core.denoiser import (
 )
 from perrin.core.guides import ClassifierFree, classifier_free
 from perrin.core.layout import Dense, Layout, Layouts, Padded, Pairs, Ragged
+from perrin.core.likelihood import ExactTrace, Hutchinson, Likelihood, ProbabilityFlow
 from perrin.core.losses import DenoisingLoss
 from perrin.core.noise import CounterNoise, GeneratorNoise, Noise, sample_seeds
 from perrin.core.plan import Affine, Jump, Plan, PlanError, Stage, make_plan, plan_steps
@@ -104,15 +105,18 @@ __all__ = [
     "Discrete",
     "EDMHead",
     "Euler",
+    "ExactTrace",
     "ExpAB",
     "Gaussian",
     "GeneratorNoise",
     "Head",
     "Heun",
+    "Hutchinson",
     "Jump",
     "Langevin",
     "Layout",
     "Layouts",
+    "Likelihood",
     "LinearVP",
     "LogitsHead",
     "Masked",
@@ -128,6 +132,7 @@ __all__ = [
     "PowerClock",
     "Prediction",
     "PredictionHead",
+    "ProbabilityFlow",
     "Process",
     "Ragged",
     "RationalClock",
