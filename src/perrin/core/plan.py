@@ -140,6 +140,13 @@ def make_plan(
     Raises:
         PlanError: a coefficient is not finite, which means that solver, schedule and grid do not go together.
     """
+    from perrin.core.solvers.base import points_remembered
+
+    with points_remembered():
+        return _make_plan(process, solver, times, decode)
+
+
+def _make_plan(process: Process, solver: Solver, times: Tensor | Sequence[float], decode: bool) -> Plan:
     from perrin.core.grids import checked
     from perrin.core.processes import Composite
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,20 @@ from torch import Tensor
 
 from perrin.core.plan import Affine, PlanError, Stage
 from perrin.core.schedules import Schedule
+
+_points: ContextVar[dict[tuple[int, float], tuple[Schedule, Point]] | None] = ContextVar(
+    "points", default=None
+)
+
+
+@contextmanager
+def points_remembered() -> Iterator[None]:
+    """Inside, a schedule is asked for each time once. A plan asks for most of them several times."""
+    token = _points.set({})
+    try:
+        yield
+    finally:
+        _points.reset(token)
 
 
 @dataclass(frozen=True)
@@ -35,10 +51,19 @@ class Point:
 
     @classmethod
     def at(cls, schedule: Schedule, t: float) -> Point:
+        known = _points.get()
+        if known is not None and (id(schedule), t) in known:
+            return known[id(schedule), t][1]
         u = torch.tensor(t, dtype=torch.float64)
-        return cls(
+        point = cls(
             *(float(f(u)) for f in (schedule.alpha, schedule.sigma, schedule.alpha_rate, schedule.sigma_rate))
         )
+        if known is not None:
+            known[id(schedule), t] = (
+                schedule,
+                point,
+            )  # the schedule is held, so that its identity stays taken
+        return point
 
     @property
     def lam(self) -> float:
