@@ -26,7 +26,16 @@ VERBS = {
     "doctor": "whether it works here",
 }
 
-_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO}
+_SYSTEM = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+}
 """Troubles of the machine, not of Perrin: told in one line."""
 
 
@@ -63,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _discard_output()
         where = f" {error.filename}" if error.filename else ""
-        print(f"perrin: expected to read and write{where}, got: {error.strerror}", file=sys.stderr)
+        print(f"perrin: expected to read and write{where}, given: {error.strerror}", file=sys.stderr)
         return 2
     except Exception as error:
         code = getattr(error, "exit_code", None)

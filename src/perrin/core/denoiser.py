@@ -135,7 +135,7 @@ class NetworkDenoiser(nn.Module):
     def __init__(self, network: nn.Module, process: Composite, heads: Mapping[str, Head]) -> None:
         super().__init__()
         if set(heads) != set(process.fields):
-            raise ValueError(f"expected a head for each of {sorted(process.fields)}, got {sorted(heads)}")
+            raise ValueError(f"expected a head for each of {sorted(process.fields)}, given {sorted(heads)}")
         self.network = network
         self.process = process
         self.heads = dict(heads)

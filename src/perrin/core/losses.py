@@ -44,7 +44,7 @@ def sample_times(u: Tensor, *, distribution: str = "uniform", low: float = 1e-3,
     elif distribution == "logit_normal":
         t = torch.sigmoid(torch.erfinv((2 * u - 1).clamp(-1 + 1e-6, 1 - 1e-6)) * 2**0.5)
     else:
-        raise ValueError(f"expected 'uniform', 'low_noise' or 'logit_normal', got {distribution!r}")
+        raise ValueError(f"expected 'uniform', 'low_noise' or 'logit_normal', given {distribution!r}")
     return low + (high - low) * t
 
 

@@ -57,7 +57,7 @@ class LinearVP(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_min < self.beta_max:
-            raise ValueError(f"expected 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
+            raise ValueError(f"expected 0 < beta_min < beta_max, given {self.beta_min} and {self.beta_max}")
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
@@ -95,7 +95,7 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         if self.offset < 0:
-            raise ValueError(f"expected offset ≥ 0, got {self.offset}")
+            raise ValueError(f"expected offset ≥ 0, given {self.offset}")
 
     def _theta(self, t: Tensor) -> Tensor:
         return 0.5 * math.pi * (t + self.offset) / (1 + self.offset)
@@ -131,7 +131,7 @@ class EDM(Schedule):
 
     def __post_init__(self) -> None:
         if not self.sigma_max > 0:
-            raise ValueError(f"expected sigma_max > 0, got {self.sigma_max}")
+            raise ValueError(f"expected sigma_max > 0, given {self.sigma_max}")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -177,7 +177,7 @@ class Power(Schedule):
 
     def __post_init__(self) -> None:
         if not self.exponent > 0:
-            raise ValueError(f"expected exponent > 0, got {self.exponent}")
+            raise ValueError(f"expected exponent > 0, given {self.exponent}")
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 - t) ** self.exponent

@@ -65,7 +65,7 @@ class Solver(ABC):
     def intervals(self, nfe: int) -> int:
         """How many grid intervals `nfe` network evaluations pay for."""
         if nfe < 1:
-            raise PlanError(f"expected at least one network evaluation, got {nfe}")
+            raise PlanError(f"expected at least one network evaluation, given {nfe}")
         return nfe
 
     def for_nfe(self, nfe: int) -> Solver:
@@ -115,7 +115,7 @@ class DDIM(Solver):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise PlanError(f"expected 0 ≤ eta ≤ 1, got {self.eta}")
+            raise PlanError(f"expected 0 ≤ eta ≤ 1, given {self.eta}")
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]

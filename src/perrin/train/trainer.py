@@ -229,7 +229,7 @@ class _Log:
         values = {k: float(v) for k, v in losses.items()}
         if not math.isfinite(values["loss"]):
             raise PerrinError(
-                f"expected a finite loss at step {done}, got {values['loss']}: lower --lr; the last checkpoint is intact"
+                f"expected a finite loss at step {done}, given {values['loss']}: lower --lr; the last checkpoint is intact"
             )
         speed = (done - self.start) * self.options.batch / (time.perf_counter() - self.begin)
         self.last = {
