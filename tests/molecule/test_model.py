@@ -89,9 +89,9 @@ def test_one_at_a_time_changes_no_bit(model: MoleculeModel, sixty_four: list[Mol
 
 def test_every_number_of_neighbours_changes_no_bit(model: MoleculeModel) -> None:
     """One small, one odd and one large size, in batches of every length."""
-    for atoms in (5, 18, 29):
+    for atoms, batches in ((5, range(1, 9)), (18, range(1, 9)), (29, (1, 2, 5))):
         expected = model.sample(9, seed=3, batch=9, atoms=(atoms, atoms), steps=2)
-        for batch in range(1, 9):
+        for batch in batches:
             assert all_same(model.sample(9, seed=3, batch=batch, atoms=(atoms, atoms), steps=2), expected), (
                 atoms,
                 batch,
@@ -102,17 +102,6 @@ def test_how_many_are_asked_for_changes_no_bit(model: MoleculeModel, sixty_four:
     twelve = model.sample(12, seed=7, steps=STEPS)
     assert all_same(twelve, model.sample(20, seed=7, steps=STEPS)[:12])
     assert all_same(twelve, sixty_four[:12])
-
-
-def test_threads_change_little(model: MoleculeModel, sixty_four: list[Molecule]) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        found = model.sample(12, seed=7, steps=STEPS)
-    finally:
-        torch.set_num_threads(before)
-    for a, b in zip(found, sixty_four[:12], strict=True):
-        assert np.allclose(a.positions, b.positions, atol=1e-3)
 
 
 def test_seeds_and_steps_matter(model: MoleculeModel, sixty_four: list[Molecule]) -> None:
@@ -144,8 +133,14 @@ def test_what_is_generated_is_well_formed(model: MoleculeModel, sixty_four: list
 
 @pytest.mark.parametrize(
     ("n", "more", "word"),
-    [(0, {}, "n of at least 1"), (-3, {}, "-3"), (2, {"batch": 0}, "batch"), (2, {"steps": 0}, "1 step")]
-    + [(2, {"solver": "magic"}, "magic"), (2, {"atoms": (40, 50)}, "3 to 29 atoms")],
+    [
+        (0, {}, "n of at least 1"),
+        (-3, {}, "-3"),
+        (2, {"batch": 0}, "batch"),
+        (2, {"steps": 0}, "1 step"),
+        (2, {"solver": "magic"}, "magic"),
+        (2, {"atoms": (40, 50)}, "3 to 29 atoms"),
+    ],
 )
 def test_wrong_questions(model: MoleculeModel, n: int, more: dict[str, object], word: str) -> None:
     with pytest.raises(PerrinError, match=r"^expected ") as caught:
