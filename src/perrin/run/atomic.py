@@ -12,6 +12,10 @@ from typing import Any
 from perrin.errors import PerrinError
 
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary name in the same folder, renamed to `path` when the block ends well and removed when it does not.
@@ -28,6 +32,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # on the disk before the name says so
+        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors makes files that nobody else may read
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error)
