@@ -11,7 +11,6 @@ from typing import Any
 
 from perrin.errors import PerrinError
 
-
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def sample(a: Namespace) -> None:
                 molecules[i] = molecule
             advance(len(unit.indices))
     seconds = time.perf_counter() - begin
-    whole = [m for m in molecules if m is not None]
+    whole = [_labelled(m, a.target, a.seed, i) for i, m in enumerate(molecules) if m is not None]
     write_molecules(output, whole)
     content = record(
         "sample",
@@ -109,6 +110,16 @@ def sample(a: Namespace) -> None:
             provenance=content,
         )
         print(f"3D views in {a.view}")
+
+
+def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:
+    """With data items that say where it comes from and, where RDKit accepts it, its SMILES."""
+    from perrin.modalities.molecule.chem import canonical_smiles, sanitize, to_rdkit
+
+    sane = sanitize(to_rdkit(molecule))
+    smiles = canonical_smiles(sane) if sane is not None else None
+    items: dict[str, Any] = {"bundle": bundle, "seed": seed, "index": index}
+    return replace(molecule, properties=items | ({"smiles": smiles} if smiles else {}))
 
 
 def _setup(model: Any, seed: int, options: Any, threads: int | None) -> None:
