@@ -168,9 +168,10 @@ def train(a: Namespace) -> None:
     config = config or MoleculeConfig(vocabulary=vocabulary)
     device = choose_device(a.device)
     cuda = device.startswith("cuda")
-    steps = a.steps or (30000 if not a.data else 2000)
+    steps = a.steps or (10**9 if a.minutes else 2000 if a.data else 30000)
     options = TrainOptions(
         steps=steps,
+        minutes=a.minutes,
         batch=a.batch or (512 if cuda else 32),
         lr=a.lr if a.lr is not None else (1e-3 if base is None else 2e-4),
         warmup=min(400, max(1, steps // 10)),
