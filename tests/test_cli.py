@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,12 +30,12 @@ PERRIN = (sys.executable, "-m", "perrin")
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every command runs in a folder of its own."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    yield folder
+    return folder
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
@@ -272,11 +272,12 @@ def full_when(wanted: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch) ->
 def test_a_disk_that_is_full_from_the_start(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    data = tiny(here)
     full_when(lambda _: True, monkeypatch)
     assert main(SAMPLE.split()) == 2
     assert "No space left on device" in one_line(capfd.readouterr().err)
     assert not any(p.is_file() for p in here.rglob("*"))
-    assert main(["train", "molecule/qm9", "--out", "run", "--data", str(tiny(here))]) == 2
+    assert main(["train", "molecule/qm9", "--out", "run", "--data", str(data)]) == 2
     assert "No space left on device" in one_line(capfd.readouterr().err)
     assert not any(p.is_file() for p in (here / "run").rglob("*"))
 
@@ -451,15 +452,21 @@ def group(leader: int) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize("to_all", [False, True], ids=["parent", "group"])
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+@pytest.mark.parametrize(
+    ("number", "workers", "to_all"),
+    [
+        pytest.param(signal.SIGTERM, 1, False, id="TERM-1-parent"),
+        pytest.param(signal.SIGINT, 2, True, id="INT-2-group"),
+        pytest.param(signal.SIGINT, 1, True, id="INT-1-group", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, False, id="TERM-2-parent", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, True, id="TERM-2-group", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 2, False, id="INT-2-parent", marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_work_goes_on(
     here: Path, uninterrupted: bytes, number: signal.Signals, workers: int, to_all: bool
 ) -> None:
     """A signal to the parent alone, or to all as a terminal and Slurm send it."""
-    if (number == signal.SIGTERM) == to_all and workers == 1:
-        pytest.skip("one of each is enough where there is one process")
     words = [*LONG.split(), "--workers", str(workers), "-o", "out.sdf"]
     process = subprocess.Popen(
         [*PERRIN, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True

@@ -84,9 +84,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(os, "replace", full)
     (tmp_path / "a.txt").write_text("old")
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if place == "write" else None
-    with pytest.raises(
-        PerrinError, match=r"^expected to write .*a\.txt, given: No space left on device; free"
-    ):
+    with pytest.raises(PerrinError, match=r"^expected to write .*a\.txt, met: No space left on device; free"):
         fill(tmp_path / "a.txt", "half", error)
     assert (tmp_path / "a.txt").read_text() == "old"
     assert listed(tmp_path) == ["a.txt"]

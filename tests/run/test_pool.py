@@ -129,7 +129,7 @@ def test_results_that_nobody_waits_for_end_the_pool(taken: int) -> None:
     assert gone(before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_everybody_is_the_parents_to_handle(number: int, tmp_path: Path) -> None:
     """As a terminal's Ctrl-C and Slurm do it: every process of the group gets it. No worker says a word."""
     script = tmp_path / "script.py"
