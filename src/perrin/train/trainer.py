@@ -146,6 +146,7 @@ class Trainer:
                 )
                 log(step, losses, norm, group["lr"], last=over)
                 if stop or over or done % options.save_every == 0:
+                    check_finite(float(losses["loss"]), done)
                     self._save(done, bare, ema, optimizer, before + time.perf_counter() - begin)
                 if over:
                     break
@@ -210,6 +211,14 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + rank) * 1_000_000_007 + step) % 2**63
 
 
+def check_finite(loss: float, done: int) -> None:
+    """Raise a `PerrinError` unless the loss of step `done` is finite."""
+    if not math.isfinite(loss):
+        raise PerrinError(
+            f"expected a finite loss at step {done}, given {loss}: lower --lr; the last checkpoint is intact"
+        )
+
+
 def _plain(data: Any) -> Any:
     return json.loads(json.dumps(data, sort_keys=True))
 
@@ -243,10 +252,7 @@ class _Log:
         if not self.active or (done % self.options.log_every and not last):
             return
         values = {k: float(v) for k, v in losses.items()}
-        if not math.isfinite(values["loss"]):
-            raise PerrinError(
-                f"expected a finite loss at step {done}, given {values['loss']}: lower --lr; the last checkpoint is intact"
-            )
+        check_finite(values["loss"], done)
         speed = (done - self.start) * self.options.batch / (time.perf_counter() - self.begin)
         self.last = {
             "step": done,
