@@ -176,5 +176,5 @@ def test_nothing_to_draw() -> None:
 
 
 def test_every_sample_needs_a_seed() -> None:
-    with pytest.raises(ValueError, match="a seed for each of 3 samples, got 5"):
+    with pytest.raises(ValueError, match="a seed for each of 3 samples, given 5"):
         CounterNoise(sample_seeds(0, range(5))).normal(Dense(3), (2,), field="x", step=0)

@@ -33,7 +33,7 @@ def test_what_was_made_is_kept_and_modes_are_checked() -> None:
     assert isinstance(graphed, GraphedDenoiser)
     assert accelerated(denoiser, "graph") is graphed
     assert accelerated(graphed, "graph") is graphed
-    with pytest.raises(ValueError, match="expected mode 'eager', 'compile', 'graph', got 'fast'"):
+    with pytest.raises(ValueError, match="expected mode 'eager', 'compile', 'graph', given 'fast'"):
         accelerated(denoiser, "fast")  # type: ignore[arg-type]
 
 

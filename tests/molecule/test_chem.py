@@ -91,7 +91,7 @@ def test_aromatic_bonds_without_a_kekule_structure_are_an_error() -> None:
 
 def test_order_one_and_a_half_is_refused_and_not_truncated() -> None:
     numbers, bonds = np.array([6, 6]), np.array([[0.0, 1.0, 1.5]])
-    with pytest.raises(PerrinError, match=r"got 1\.5"):
+    with pytest.raises(PerrinError, match=r"given 1\.5"):
         graph(numbers, bonds, implicit=False)
 
 

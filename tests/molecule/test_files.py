@@ -142,21 +142,21 @@ def methane_block() -> str:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.sdf", "", "got an empty file"),
-        ("a.sdf", "\n \n", "got an empty file"),
-        ("a.sdf", "$$$$\n", "got none"),
+        ("a.sdf", "", "given an empty file"),
+        ("a.sdf", "\n \n", "given an empty file"),
+        ("a.sdf", "$$$$\n", "given none"),
         ("a.sdf", "this is not\nan SDF\n", "record 1 of"),
         ("a.sdf", "{methane}$$$$\n\n\n\ngarbage\n$$$$\n", "record 2 of"),
         ("a.sdf", "{methane}$$$$\n{cut}", "record 2 of"),
-        ("a.sdf", "{silane}$$$$\n", "expected the elements H, C, N, O, F, got Si in record 1"),
-        ("a.sdf", "{unknown}$$$$\n", "got 'Xq' in record 1 of"),
-        ("a.xyz", "", "got an empty file"),
+        ("a.sdf", "{silane}$$$$\n", "expected the elements H, C, N, O, F, given Si in record 1"),
+        ("a.sdf", "{unknown}$$$$\n", "given 'Xq' in record 1 of"),
+        ("a.xyz", "", "given an empty file"),
         ("a.xyz", "2\n\nC 0 0 0\n", "frame 1 of"),
-        ("a.xyz", "1\n\nC 0 0 0\n1\n\nXq 0 0 0\n", "got 'Xq' in frame 2 of"),
-        ("a.xyz", "1\n\nSi 0 0 0\n", "got Si in frame 1"),
+        ("a.xyz", "1\n\nC 0 0 0\n1\n\nXq 0 0 0\n", "given 'Xq' in frame 2 of"),
+        ("a.xyz", "1\n\nSi 0 0 0\n", "given Si in frame 1"),
         ("a.xyz", "1\n\nC nan 0 0\n", "NaN"),
         ("a.smi", "CO\nC((\n", "line 2 of"),
-        ("a.smi", "C[SiH3]\n", "got Si in line 1"),
+        ("a.smi", "C[SiH3]\n", "given Si in line 1"),
         ("a.csv", "id,name\n1,a\n", "column 'smiles'"),
         ("a.csv", "smiles\nnonsense\n", "line 2 of"),
         ("a.pdb", "x", "one of the suffixes"),
@@ -187,7 +187,7 @@ def test_binary_missing_and_directory(tmp_path: Path) -> None:
 
 def test_output_path_is_a_directory(tmp_path: Path) -> None:
     (tmp_path / "d.sdf").mkdir()
-    with pytest.raises(PerrinError, match="got the directory"):
+    with pytest.raises(PerrinError, match="given the directory"):
         files.write_sdf(tmp_path / "d.sdf", [add_geometry("C")])
     with pytest.raises(PerrinError, match="suffixes"):
         files.write_molecules(tmp_path / "a.mol3", [add_geometry("C")])

@@ -291,7 +291,7 @@ def test_nothing_valid_has_no_uniqueness() -> None:
     [
         ([], {}, "at least one molecule"),
         ([[]], {}, "empty group"),
-        ("one", {"protocol": "edm"}, "expected the protocol lookup, bonds or both, got 'edm'"),
+        ("one", {"protocol": "edm"}, "expected the protocol lookup, bonds or both, given 'edm'"),
         ("one", {"groups": 2}, "expected 1 to 1 groups"),
         ("xyz", {"protocol": "bonds"}, "lookup protocol"),
         ("silicon", {"protocol": "lookup"}, "atomic number 14 in molecule 1"),

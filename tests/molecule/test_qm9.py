@@ -110,7 +110,7 @@ def test_tensors_have_the_promised_types(miniature: qm9.QM9) -> None:
     assert bool((miniature.bonds[:, 0] < miniature.bonds[:, 1]).all())
     assert miniature.units["homo"] == "hartree"
     assert miniature.property("index").tolist() == list(range(1, 10))
-    with pytest.raises(PerrinError, match="got 'dipole'"):
+    with pytest.raises(PerrinError, match="given 'dipole'"):
         miniature.property("dipole")
 
 

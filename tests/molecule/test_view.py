@@ -189,7 +189,7 @@ def test_a_marker_in_the_data_is_not_filled_in(molecules: list[Molecule]) -> Non
 def test_all_molecules_round_trip(molecules: list[Molecule], text: str) -> None:
     data = Page(text).data()
     assert len(data) == len(molecules)
-    for molecule, got in zip(molecules, data, strict=True):
+    for molecule, given in zip(molecules, data, strict=True):
         assert got["z"] == molecule.numbers.tolist()
         xyz = np.array(got["xyz"], dtype=float).reshape(-1, 3)  # None becomes NaN
         known = np.isfinite(molecule.positions)
@@ -223,7 +223,7 @@ def test_a_good_molecule_keeps_its_smiles(smiles: str) -> None:
     [
         ("valence", False, 1, "does not sanitise: Explicit valence for atom "),
         ("outside", False, None, "bond 1-78 names an atom that is not there"),
-        ("order", False, None, "bond order 5 is not 1, 2 or 3"),
+        ("order", False, None, "expected bond orders 1, 2 or 3, given 5"),
         ("twice", False, None, "does not sanitise"),
         ("two", True, 2, ""),
         ("radical", True, 2, ""),
@@ -319,14 +319,14 @@ def test_write_is_whole_and_replaces(tmp_path: Path, molecules: list[Molecule]) 
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PerrinError, match=r"expected a file.*directory") as error:
+    with pytest.raises(PerrinError, match=r"expected an output file.*directory") as error:
         write_page(tmp_path, [], title="t")
     assert "\n" not in str(error.value)
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PerrinError, match="cannot write the HTML page"):
+    with pytest.raises(PerrinError, match="expected to write"):
         write_page(tmp_path / "file" / "view.html", [], title="t")
 
 

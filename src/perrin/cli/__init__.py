@@ -26,7 +26,16 @@ VERBS = {
     "doctor": "whether it works here",
 }
 
-_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO}
+_SYSTEM = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+}
 """Troubles of the machine, not of Perrin: told in one line."""
 
 
@@ -63,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _discard_output()
         where = f" {error.filename}" if error.filename else ""
-        print(f"perrin: expected to read and write{where}, got: {error.strerror}", file=sys.stderr)
+        print(f"perrin: expected to read and write{where}, given: {error.strerror}", file=sys.stderr)
         return 2
     except Exception as error:
         code = getattr(error, "exit_code", None)
@@ -159,6 +168,9 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--from", dest="start", metavar="BUNDLE", help="start from a bundle's weights")
         parser.add_argument("--steps", type=int, help="optimizer steps in all")
+        parser.add_argument(
+            "--minutes", type=float, help="budget of time, restarts included; the rate falls to 0 by then"
+        )
         parser.add_argument("--batch", type=int, help="samples per step (default 512 on a GPU, 32 on a CPU)")
         parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3, 2e-4 from a bundle)")
         parser.add_argument("--seed", type=_seed, default=0, help="of weights, batches and noise (default 0)")

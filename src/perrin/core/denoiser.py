@@ -154,7 +154,7 @@ class NetworkDenoiser(nn.Module):
         super().__init__()
         noised = {k for k, p in process.fields.items() if not isinstance(p, Clean)}
         if not noised <= set(heads) <= set(process.fields):
-            raise ValueError(f"expected a head for each of {sorted(noised)}, got {sorted(heads)}")
+            raise ValueError(f"expected a head for each of {sorted(noised)}, given {sorted(heads)}")
         self.network = network
         self.process = process
         self.heads = dict(heads)

@@ -34,7 +34,7 @@ _LARGEST = 1 / math.sqrt(12)  # γ = 0: the plain mean
 def exponent(width: float) -> float:
     """`γ ≥ 0` of the relative width `σ_rel`, in (0, 0.288]."""
     if not 0 < width <= _LARGEST + 1e-12:
-        raise ValueError(f"expected a relative width in (0, {_LARGEST:.4f}], got {width}")
+        raise ValueError(f"expected a relative width in (0, {_LARGEST:.4f}], given {width}")
     low, high = 0.0, 2 / width  # σ_rel falls with γ, and is below 1/γ
     for _ in range(200):
         middle = (low + high) / 2
@@ -50,7 +50,7 @@ def relative_width(gamma: float) -> float:
 def decay(step: int, gamma: float) -> float:
     """`β` of the update that makes `θ̂` after step `step` (1, 2, …); 0 at the first, which copies the weights."""
     if step < 1:
-        raise ValueError(f"expected a step of at least 1, got {step}")
+        raise ValueError(f"expected a step of at least 1, given {step}")
     return (1 - 1 / step) ** (gamma + 1)
 
 
@@ -125,7 +125,7 @@ def coefficients(
 def reconstruct(snapshots: Sequence[Snapshot], *, width: float, step: int | None = None) -> dict[str, Tensor]:
     """The average of relative width `width` after step `step` (the last snapshot's by default), by name."""
     if not snapshots:
-        raise ValueError("expected at least one snapshot, got none")
+        raise ValueError("expected at least one snapshot, given none")
     end = max(s.step for s in snapshots) if step is None else step
     x, _ = coefficients([s.step for s in snapshots], [s.width for s in snapshots], step=end, width=width)
     out: dict[str, Tensor] = {}

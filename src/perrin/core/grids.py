@@ -45,17 +45,17 @@ def log_snr(n: int, schedule: Schedule, *, start: float = 0.999, stop: float = 0
 def checked(times: Tensor) -> Tensor:
     """The same times, or a `ValueError` unless they are finite, non-negative and fall strictly."""
     if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"expected at least two times in one dimension, got shape {tuple(times.shape)}")
+        raise ValueError(f"expected at least two times in one dimension, given shape {tuple(times.shape)}")
     if not bool(torch.isfinite(times).all()) or float(times[-1]) < 0:
         raise ValueError(
             "expected finite, non-negative times: check the ends of the grid against the schedule"
         )
     if not bool((times[1:] < times[:-1]).all()):
-        raise ValueError(f"expected strictly falling times, got {times.tolist()[:8]}…")
+        raise ValueError(f"expected strictly falling times, given {times.tolist()[:8]}…")
     return times
 
 
 def _intervals(n: int) -> int:
     if n < 1:
-        raise ValueError(f"expected at least one step, got {n}")
+        raise ValueError(f"expected at least one step, given {n}")
     return n

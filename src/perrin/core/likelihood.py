@@ -74,7 +74,7 @@ class Hutchinson(Trace):
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"expected at least one probe, got {self.count}")
+            raise ValueError(f"expected at least one probe, given {self.count}")
 
     def probes(self, fields: Mapping[str, Gaussian], layouts: Layouts, like: State) -> Iterator[State]:
         for k in range(self.count):
@@ -141,9 +141,9 @@ class ProbabilityFlow:
                     f"it has no probability-flow ODE in x"
                 )
         if not 0 < self.rho_min < self.rho_max:
-            raise ValueError(f"expected 0 < rho_min < rho_max, got {self.rho_min} and {self.rho_max}")
+            raise ValueError(f"expected 0 < rho_min < rho_max, given {self.rho_min} and {self.rho_max}")
         if self.steps < 1:
-            raise ValueError(f"expected at least one step, got {self.steps}")
+            raise ValueError(f"expected at least one step, given {self.steps}")
 
     @property
     def _composite(self) -> Composite:

@@ -138,7 +138,9 @@ def sample_times(u: Tensor, *, distribution: str = "uniform", low: float = 1e-3,
         theta = 0.5 * math.pi * u
         t = torch.sin(theta) / (torch.sin(theta) + torch.cos(theta))
     else:
-        raise ValueError(f"expected 'uniform', 'low_noise', 'logit_normal' or 'cosine', got {distribution!r}")
+        raise ValueError(
+            f"expected 'uniform', 'low_noise', 'logit_normal' or 'cosine', given {distribution!r}"
+        )
     return low + (high - low) * t
 
 

@@ -92,7 +92,7 @@ class CounterNoise(Noise):
     def _count(self, layout: Layout, features: tuple[int, ...]) -> int:
         if self.seeds.shape[0] != layout.batch:
             raise ValueError(
-                f"expected a seed for each of {layout.batch} samples, got {self.seeds.shape[0]} seeds"
+                f"expected a seed for each of {layout.batch} samples, given {self.seeds.shape[0]} seeds"
             )
         return layout.count(prod(features))
 

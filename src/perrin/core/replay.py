@@ -32,7 +32,7 @@ def accelerated(denoiser: Denoiser, mode: Mode) -> Denoiser:
     if mode == "eager" or isinstance(denoiser, GraphedDenoiser):
         return denoiser
     if mode not in get_args(Mode):
-        raise ValueError(f"expected mode {', '.join(map(repr, get_args(Mode)))}, got {mode!r}")
+        raise ValueError(f"expected mode {', '.join(map(repr, get_args(Mode)))}, given {mode!r}")
     key = (id(denoiser), mode)
     if key not in _made:
         if len(_made) >= _KEPT:

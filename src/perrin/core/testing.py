@@ -244,7 +244,7 @@ def assert_schedule(schedule: Schedule, *, times: Tensor | None = None) -> None:
     for value, rate in ((schedule.alpha, schedule.alpha_rate), (schedule.sigma, schedule.sigma_rate)):
         torch.testing.assert_close(rate(t), (value(t + h) - value(t - h)) / (2 * h), rtol=1e-6, atol=1e-7)
     lam = schedule.lam(t)
-    assert bool((lam[1:] < lam[:-1]).all()), f"{schedule}: expected λ to fall strictly, got {lam.tolist()}"
+    assert bool((lam[1:] < lam[:-1]).all()), f"{schedule}: expected λ to fall strictly, given {lam.tolist()}"
     torch.testing.assert_close(schedule.time(lam), t, rtol=1e-9, atol=1e-10)
     ends = torch.tensor([0.0, 1.0], dtype=_F64)
     alpha, sigma = schedule.alpha(ends), schedule.sigma(ends)
@@ -307,7 +307,7 @@ def assert_process(
     first = states()
     for x, y in zip(first, states(), strict=True):
         given, made = (x_0.dtype, tuple(x_0.shape)), (x.dtype, tuple(x.shape))
-        assert made == given, f"expected {given}, got {made}"
+        assert made == given, f"expected {given}, given {made}"
         assert torch.equal(x, y), "the same noise gave two different states"
         assert torch.equal(layout.restrict(x), x), "padding is not zero"
         torch.testing.assert_close(process.project(x, layout), x)
@@ -384,7 +384,7 @@ def assert_solver_order(
     for i in range(len(counts) - 1):
         slope = math.log(errors[i] / errors[i + 1]) / math.log(counts[i + 1] / counts[i])
         assert slope >= order - slack, (
-            f"{solver.name} with {schedule}: expected order {order} (at least {order - slack:.2f}), got {slope:.2f} "
+            f"{solver.name} with {schedule}: expected order {order} (at least {order - slack:.2f}), given {slope:.2f} "
             f"from n = {counts[i]} to {counts[i + 1]}; errors {errors}"
         )
 
@@ -468,7 +468,7 @@ def assert_denoiser(
             elif isinstance(field, Rotation):
                 shape = (*shape[:-1], 3)
             assert whole[name].shape == shape, (
-                f"field {name!r}: expected {tuple(shape)}, got {tuple(whole[name].shape)}"
+                f"field {name!r}: expected {tuple(shape)}, given {tuple(whole[name].shape)}"
             )
             real = [bool(torch.isfinite(v).all()) for v in split(layouts[name], whole[name])]
             assert all(real), f"field {name!r}: not finite at t = {time:g}"

@@ -36,7 +36,7 @@ def assignment(cost: Tensor) -> Tensor:
     """
     n = cost.shape[0]
     if cost.shape != (n, n) or not bool(torch.isfinite(cost).all()):
-        raise ValueError(f"expected a finite square matrix of costs, got shape {tuple(cost.shape)}")
+        raise ValueError(f"expected a finite square matrix of costs, given shape {tuple(cost.shape)}")
     c: list[list[float]] = cost.detach().double().cpu().tolist()
     u, v = [0.0] * n, [0.0] * n
     column_of, row_of = [-1] * n, [-1] * n

@@ -11,6 +11,9 @@ from typing import Any
 
 from perrin.errors import PerrinError
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -20,17 +23,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         PerrinError: the path is a directory, cannot be written, or the disk is full.
     """
     target = Path(path)
-    if target.is_dir():
+    if os.path.isdir(target):  # unlike the method, it takes names that are too long
         raise PerrinError(f"expected an output file, given the directory {target}: add a file name")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # on the disk before the name says so
+        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors makes files that nobody else may read
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error)
         raise PerrinError(
-            f"expected to write {target}, got: {reason}; free some space or choose another path"
+            f"expected to write {target}, met: {reason}; free some space or choose another path"
         ) from error
     finally:
         with suppress(OSError):

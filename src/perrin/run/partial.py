@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,12 +33,12 @@ class PartialStore:
 
     def __init__(self, output: str | Path, key: Mapping[str, Any]) -> None:
         output = Path(output)
-        if output.is_dir():
+        if os.path.isdir(output):
             raise PerrinError(f"expected an output file, given the directory {output}: add a file name")
         self.folder = output.with_name(output.name + ".partial")
         self.key = json.loads(json.dumps(dict(key)))
         path = self.folder / "key.json"
-        if path.is_file():
+        if os.path.isfile(path):
             try:
                 found = json.loads(path.read_text())
             except ValueError:

@@ -28,6 +28,19 @@ def cpu_count() -> int:
         return os.cpu_count() or 1
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread within the block: for small tensors more cost time, on a busy machine a great deal of it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def map_unordered(
     work: Callable[[T], Any],
     items: Sequence[T],

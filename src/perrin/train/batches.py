@@ -26,7 +26,7 @@ class BatchPlan:
 
     def __init__(self, counts: Sequence[int], batch: int, seed: int) -> None:
         if sum(counts) < 1:
-            raise ValueError("expected at least one sample to train on, got none")
+            raise ValueError("expected at least one sample to train on, given none")
         self.counts, self.batch, self.seed = tuple(counts), batch, seed
         self._choices: list[Tensor] = []
         self._before: list[Tensor] = [torch.zeros(len(counts), dtype=torch.int64)]

@@ -25,11 +25,13 @@ class Checkpoint:
         step: optimizer steps done.
         tensors: `model.*`, `ema.*` and `exp_avg.*`, `exp_avg_sq.*` by parameter name.
         config: what must be the same for the run to go on (the model's configuration and the options).
+        seconds: time trained so far.
     """
 
     step: int
     tensors: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @classmethod
     def capture(
@@ -39,6 +41,7 @@ class Checkpoint:
         ema: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
         config: dict[str, Any],
+        seconds: float = 0.0,
     ) -> Checkpoint:
         """Copy the state to the CPU."""
         tensors: dict[str, Tensor] = {f"model.{k}": p for k, p in model.named_parameters()}
@@ -46,12 +49,17 @@ class Checkpoint:
         for name, p in model.named_parameters():
             state = optimizer.state.get(p, {})
             tensors |= {f"{m}.{name}": state[m] for m in _MOMENTS if m in state}
-        return cls(step, {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}, config)
+        copied = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
+        return cls(step, copied, config, seconds)
 
     def save(self, folder: str | Path) -> Path:
         """Write `checkpoint.safetensors` into `folder`, atomically."""
         path = Path(folder) / FILE
-        metadata = {"step": str(self.step), "config": json.dumps(self.config, sort_keys=True)}
+        metadata = {
+            "step": str(self.step),
+            "seconds": f"{self.seconds:.1f}",
+            "config": json.dumps(self.config, sort_keys=True),
+        }
         write_tensors(path, self.tensors, metadata)
         return path
 
@@ -71,7 +79,8 @@ class Checkpoint:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            return cls(int(metadata["step"]), tensors, json.loads(metadata["config"]))
+            config = json.loads(metadata["config"])
+            return cls(int(metadata["step"]), tensors, config, float(metadata.get("seconds", 0)))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise PerrinError(
                 f"expected a checkpoint in {path}, given a damaged file ({error}): delete it to start over"

@@ -17,6 +17,8 @@ class TrainOptions:
 
     Arguments:
         steps: optimizer steps in all.
+        minutes: a budget of wall-clock time, restarts counted together; the run ends, and `lr` is zero, when either steps or
+            minutes are used up. With it a run is not a function of its seed alone.
         batch: samples per step, over all processes.
         lr: peak learning rate of AdamW.
         warmup: steps from zero to `lr`.
@@ -33,6 +35,7 @@ class TrainOptions:
     """
 
     steps: int
+    minutes: float | None = None
     batch: int = 256
     lr: float = 1e-3
     warmup: int = 500
@@ -51,6 +54,8 @@ class TrainOptions:
         for name in ("steps", "batch", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise PerrinError(f"expected {name} of at least 1, given {getattr(self, name)}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise PerrinError(f"expected minutes above 0, given {self.minutes}")
         if not 0 <= self.cooldown <= 1:
             raise PerrinError(f"expected cooldown between 0 and 1, given {self.cooldown}")
         if not 0 < self.lr < math.inf:
@@ -62,10 +67,15 @@ class TrainOptions:
         if self.precision not in PRECISIONS:
             raise PerrinError(f"expected precision {' or '.join(PRECISIONS)}, given {self.precision!r}")
 
-    def rate(self, step: int) -> float:
-        """The learning rate at `step` (0-based): warm-up, plateau, linear fall to zero."""
+    def used(self, step: int, seconds: float = 0.0) -> float:
+        """The fraction of the budget, steps or minutes, that is used after `step` steps and `seconds`."""
+        return max(step / self.steps, seconds / (60 * self.minutes) if self.minutes else 0.0)
+
+    def rate(self, step: int, seconds: float = 0.0) -> float:
+        """The learning rate at `step` (0-based) after `seconds` of training: warm-up, plateau, linear fall to zero."""
         up = min(1.0, (step + 1) / max(self.warmup, 1))
-        down = min(1.0, (self.steps - step) / max(self.cooldown * self.steps, 1e-9)) if self.cooldown else 1.0
+        left = max(0.0, 1 - self.used(step, seconds))
+        down = min(1.0, left / self.cooldown) if self.cooldown else 1.0
         return self.lr * min(up, down)
 
     def ema_decay(self, step: int) -> float:

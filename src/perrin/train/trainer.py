@@ -104,7 +104,8 @@ class Trainer:
             fused=fabric.device.type == "cuda",
         )
         ema = {k: p.detach().clone() for k, p in bare.named_parameters()}
-        start = self._resume(bare, ema, optimizer)
+        start, before = self._resume(bare, ema, optimizer)
+        begin = time.perf_counter()
         model, optimizer = fabric.setup(bare, optimizer)
         average: list[Tensor] = list(ema.values())
         live: list[Tensor] = list(bare.parameters())
@@ -124,9 +125,10 @@ class Trainer:
 
         log = _Log(self.folder / "metrics.jsonl", start, options, active=fabric.global_rank == 0)
         with stop_on_signal() as stop:
-            for step in range(start, options.steps):
+            for step in range(start, options.steps if options.used(start, before) < 1 else start):
+                seconds = before + time.perf_counter() - begin if options.minutes else 0.0
                 for group in optimizer.param_groups:
-                    group["lr"] = options.rate(step)
+                    group["lr"] = options.rate(step, seconds)
                 generator.manual_seed(step_seed(options.seed, step, fabric.global_rank))
                 key, batch = self.task.prepare(
                     step, generator=generator, rank=fabric.global_rank, world=fabric.world_size
@@ -136,11 +138,19 @@ class Trainer:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 torch._foreach_lerp_(average, live, 1 - options.ema_decay(step))
-                log(step, losses, norm)
                 done = step + 1
-                if stop or done % options.save_every == 0 or done == options.steps:
-                    self._save(done, bare, ema, optimizer)
-                if stop and done < options.steps:
+                over = (
+                    bool(fabric.broadcast(options.used(done, seconds) >= 1))
+                    if options.minutes
+                    else done == options.steps
+                )
+                log(step, losses, norm, group["lr"], last=over)
+                if stop or over or done % options.save_every == 0:
+                    check_finite(float(losses["loss"]), done)
+                    self._save(done, bare, ema, optimizer, before + time.perf_counter() - begin)
+                if over:
+                    break
+                if stop:
                     log.close()
                     raise Interrupted(
                         stop.number or 15,
@@ -165,20 +175,27 @@ class Trainer:
             )
         return found
 
-    def _resume(self, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+    def _resume(
+        self, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    ) -> tuple[int, float]:
         found = self.check()
         if found is None:
-            return 0
+            return 0, 0.0
         found.restore(model, ema, optimizer)
         self.fabric.print(f"going on from step {found.step} in {self.folder}", file=sys.stderr)
-        return min(found.step, self.options.steps)
+        return min(found.step, self.options.steps), found.seconds
 
     def _save(
-        self, step: int, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+        self,
+        step: int,
+        model: nn.Module,
+        ema: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        seconds: float,
     ) -> None:
         if self.fabric.global_rank == 0:
             raw = getattr(optimizer, "optimizer", optimizer)
-            Checkpoint.capture(step, model, ema, raw, self.config).save(self.folder)
+            Checkpoint.capture(step, model, ema, raw, self.config, seconds).save(self.folder)
         self.fabric.barrier()
 
 
@@ -192,6 +209,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def step_seed(seed: int, step: int, rank: int) -> int:
     """The generator's seed for one step of one rank."""
     return ((seed * 1_000_003 + rank) * 1_000_000_007 + step) % 2**63
+
+
+def check_finite(loss: float, done: int) -> None:
+    """Raise a `PerrinError` unless the loss of step `done` is finite."""
+    if not math.isfinite(loss):
+        raise PerrinError(
+            f"expected a finite loss at step {done}, given {loss}: lower --lr; the last checkpoint is intact"
+        )
 
 
 def _plain(data: Any) -> Any:
@@ -222,27 +247,27 @@ class _Log:
         self.file.writelines(line + "\n" for line in kept)
         self.terminal = sys.stderr.isatty()
 
-    def __call__(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
+    def __call__(self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float, *, last: bool) -> None:
         done = step + 1
-        if not self.active or (done % self.options.log_every and done != self.options.steps):
+        if not self.active or (done % self.options.log_every and not last):
             return
         values = {k: float(v) for k, v in losses.items()}
-        if not math.isfinite(values["loss"]):
-            raise PerrinError(
-                f"expected a finite loss at step {done}, got {values['loss']}: lower --lr; the last checkpoint is intact"
-            )
+        check_finite(values["loss"], done)
         speed = (done - self.start) * self.options.batch / (time.perf_counter() - self.begin)
         self.last = {
             "step": done,
             **values,
             "gradient_norm": float(norm),
-            "lr": self.options.rate(step),
+            "lr": lr,
             "samples_per_second": round(speed, 1),
         }
         self.file.write(json.dumps(self.last) + "\n")
         self.file.flush()
         left = (self.options.steps - done) * self.options.batch / speed
-        text = f"step {done}/{self.options.steps}  loss {values['loss']:.4f}  {speed:.0f} samples/s  {left:.0f} s left"
+        if self.options.minutes:
+            left = min(left, 60 * self.options.minutes - (time.perf_counter() - self.begin))
+        total = "" if self.options.minutes else f"/{self.options.steps}"
+        text = f"step {done}{total}  loss {values['loss']:.4f}  {speed:.0f} samples/s  {left:.0f} s left"
         print(
             f"\r{text}\x1b[K" if self.terminal else text,
             end="" if self.terminal else "\n",

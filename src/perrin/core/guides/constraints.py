@@ -38,7 +38,7 @@ class _At(Noise):
 
 def _select(keep: Tensor, known: Tensor, x: Tensor) -> Tensor:
     if keep.dtype != torch.bool:
-        raise TypeError(f"expected a bool mask, got {keep.dtype}")
+        raise TypeError(f"expected a bool mask, given {keep.dtype}")
     keep = keep.reshape(*keep.shape, *([1] * (x.ndim - keep.ndim)))
     return torch.where(keep, known.to(x.dtype), x)
 

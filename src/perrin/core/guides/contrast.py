@@ -62,9 +62,9 @@ def extrapolate(
 
 def _valid(interval: tuple[float, float], rescale: float = 0.0) -> None:
     if not interval[0] <= interval[1]:
-        raise ValueError(f"expected an interval (low, high) of times, got {interval}")
+        raise ValueError(f"expected an interval (low, high) of times, given {interval}")
     if not 0 <= rescale <= 1:
-        raise ValueError(f"expected 0 ≤ rescale ≤ 1, got {rescale}")
+        raise ValueError(f"expected 0 ≤ rescale ≤ 1, given {rescale}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ class Matrix(LinearOperator):
     def __post_init__(self) -> None:
         if self.matrix.ndim != 2 or prod(self.shape or self.matrix.shape[1:]) != self.matrix.shape[1]:
             raise ValueError(
-                f"expected a matrix [m, n] with n elements in {self.shape}, got {tuple(self.matrix.shape)}"
+                f"expected a matrix [m, n] with n elements in {self.shape}, given {tuple(self.matrix.shape)}"
             )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Blur(LinearOperator):
     def __post_init__(self) -> None:
         if not 1 <= self.kernel.ndim <= 3 or any(k % 2 == 0 for k in self.kernel.shape):
             raise ValueError(
-                f"expected a kernel of 1 to 3 axes of odd length, got {tuple(self.kernel.shape)}"
+                f"expected a kernel of 1 to 3 axes of odd length, given {tuple(self.kernel.shape)}"
             )
 
     @classmethod
@@ -138,7 +138,7 @@ class Downsample(LinearOperator):
     def __call__(self, x: Tensor) -> Tensor:
         if any(n % self.factor for n in x.shape[2:]):
             raise ValueError(
-                f"expected space axes that are multiples of {self.factor}, got {tuple(x.shape[2:])}"
+                f"expected space axes that are multiples of {self.factor}, given {tuple(x.shape[2:])}"
             )
         for axis in range(2, x.ndim):
             x = x.unflatten(axis, (-1, self.factor)).mean(dim=axis + 1)

@@ -58,7 +58,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if not self.std >= 0:
-            raise ValueError(f"expected std ≥ 0, got {self.std}")
+            raise ValueError(f"expected std ≥ 0, given {self.std}")
 
     def log_likelihood(self, x_0: Tensor) -> Tensor:
         """`log N(y; A(x_0), s² I)` up to its constant, `[B]`: the reward of `perrin.core.guides.steer`."""
@@ -130,7 +130,7 @@ class Posterior(ABC):
         self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
     ) -> State:
         if isinstance(layouts[self.field], Ragged):
-            raise TypeError("expected a batch-first layout (Dense, Padded, Pairs), got Ragged")
+            raise TypeError("expected a batch-first layout (Dense, Padded, Pairs), given Ragged")
         given = x[self.field].detach()
         with torch.set_grad_enabled(self.differentiates):
             given = given.requires_grad_(self.differentiates)
@@ -260,7 +260,7 @@ class DiffPIR(Posterior):
 
     def __post_init__(self) -> None:
         if not self.lam > 0:
-            raise ValueError(f"expected lam > 0, got {self.lam}")
+            raise ValueError(f"expected lam > 0, given {self.lam}")
 
     def shift(
         self, residual: Tensor, alpha: Tensor, sigma: Tensor, forward: Map, adjoint: Map, covariance: Map

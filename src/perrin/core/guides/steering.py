@@ -145,9 +145,9 @@ def steer(
     """
     batch = next(iter(layouts.values())).batch
     if particles < 1 or batch % particles:
-        raise ValueError(f"expected a batch that is a multiple of {particles} particles, got {batch}")
+        raise ValueError(f"expected a batch that is a multiple of {particles} particles, given {batch}")
     if plan.history > 1 or any(stage.anchored for stage in plan.stages):
-        raise PlanError(f"expected a plan of one-step rows (DDPM, DDIM, Euler), got {plan.solver}")
+        raise PlanError(f"expected a plan of one-step rows (DDPM, DDIM, Euler), given {plan.solver}")
     check(denoiser, plan)
     twist = twist or {}
     check_signal(twist, plan)

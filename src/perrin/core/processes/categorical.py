@@ -51,7 +51,7 @@ class Categorical(Process):
     def __post_init__(self) -> None:
         total = sum(self.prior_probabilities)
         if abs(total - 1) > 1e-6 or min(self.prior_probabilities) < 0:
-            raise ValueError(f"expected prior probabilities that sum to 1, got {self.prior_probabilities}")
+            raise ValueError(f"expected prior probabilities that sum to 1, given {self.prior_probabilities}")
 
     @classmethod
     def uniform(

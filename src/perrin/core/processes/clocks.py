@@ -39,7 +39,7 @@ class PowerClock(Clock):
 
     def __post_init__(self) -> None:
         if not self.exponent > 0:
-            raise ValueError(f"expected exponent > 0, got {self.exponent}")
+            raise ValueError(f"expected exponent > 0, given {self.exponent}")
 
     def time(self, t: Tensor) -> Tensor:
         return t**self.exponent
@@ -62,7 +62,7 @@ class RationalClock(Clock):
 
     def __post_init__(self) -> None:
         if not self.factor > 0:
-            raise ValueError(f"expected factor > 0, got {self.factor}")
+            raise ValueError(f"expected factor > 0, given {self.factor}")
 
     def time(self, t: Tensor) -> Tensor:
         return t / (t + self.factor * (1 - t))
@@ -103,6 +103,6 @@ def checked(clock: Clock) -> Clock:
     c = clock.time(t)
     if abs(float(c[0])) > 1e-9 or abs(float(c[-1]) - 1) > 1e-9 or not bool((c[1:] > c[:-1]).all()):
         raise ValueError(
-            f"expected a clock that rises strictly from 0 at t = 0 to 1 at t = 1, got {clock} with {c[::20].tolist()}"
+            f"expected a clock that rises strictly from 0 at t = 0 to 1 at t = 1, given {clock} with {c[::20].tolist()}"
         )
     return clock

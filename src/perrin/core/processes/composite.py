@@ -37,7 +37,7 @@ class Composite(Process):
     def __post_init__(self) -> None:
         unknown = sorted({*self.clocks, *filter(None, [self.clock_field])} - set(self.fields))
         if unknown:
-            raise ValueError(f"expected fields among {sorted(self.fields)}, got {unknown}")
+            raise ValueError(f"expected fields among {sorted(self.fields)}, given {unknown}")
         object.__setattr__(
             self, "fields", {k: _clocked(p, self.clocks.get(k)) for k, p in self.fields.items()}
         )

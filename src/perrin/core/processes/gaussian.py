@@ -96,7 +96,7 @@ class Gaussian(Process):
             len(self.features) < 2 or self.features[-1] != self.features[-2]
         ):
             raise ValueError(
-                f"expected square matrices as the last two features, got features {self.features}"
+                f"expected square matrices as the last two features, given features {self.features}"
             )
 
     def project(self, x: Tensor, layout: Layout) -> Tensor:
@@ -115,7 +115,7 @@ class Gaussian(Process):
         if not isinstance(layout, Dense):
             return (layout.rows() - 1).clamp(min=0) * row
         if self.subspace is not None:
-            raise ValueError(f"expected zero_com or a subspace in a Dense layout, got both: {self}")
+            raise ValueError(f"expected zero_com or a subspace in a Dense layout, given both: {self}")
         return layout.rows() * (row - (self.features[0] if len(self.features) > 1 else 1))
 
     def draw(self, noise: Noise, layout: Layout, *, name: str, step: int) -> Tensor:

@@ -55,7 +55,7 @@ def exploding(schedule: Schedule) -> Schedule:
     alpha = schedule.alpha(torch.linspace(0, 1, 5, dtype=torch.float64))
     if not bool((alpha == 1).all()):
         raise ValueError(
-            f"expected a variance-exploding schedule, α = 1 at all times (EDM(sigma_max=…)), got {schedule}"
+            f"expected a variance-exploding schedule, α = 1 at all times (EDM(sigma_max=…)), given {schedule}"
         )
     return schedule
 

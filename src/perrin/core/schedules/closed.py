@@ -23,7 +23,7 @@ class LinearVP(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_min < self.beta_max:
-            raise ValueError(f"expected 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
+            raise ValueError(f"expected 0 < beta_min < beta_max, given {self.beta_min} and {self.beta_max}")
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
@@ -61,7 +61,7 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         if self.offset < 0:
-            raise ValueError(f"expected offset ≥ 0, got {self.offset}")
+            raise ValueError(f"expected offset ≥ 0, given {self.offset}")
 
     def _theta(self, t: Tensor) -> Tensor:
         return 0.5 * math.pi * (t + self.offset) / (1 + self.offset)
@@ -97,7 +97,7 @@ class EDM(Schedule):
 
     def __post_init__(self) -> None:
         if not self.sigma_max > 0:
-            raise ValueError(f"expected sigma_max > 0, got {self.sigma_max}")
+            raise ValueError(f"expected sigma_max > 0, given {self.sigma_max}")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -143,7 +143,7 @@ class Power(Schedule):
 
     def __post_init__(self) -> None:
         if not self.exponent > 0:
-            raise ValueError(f"expected exponent > 0, got {self.exponent}")
+            raise ValueError(f"expected exponent > 0, given {self.exponent}")
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 - t) ** self.exponent
@@ -174,7 +174,7 @@ class ScaledLinear(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_min < self.beta_max:
-            raise ValueError(f"expected 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
+            raise ValueError(f"expected 0 < beta_min < beta_max, given {self.beta_min} and {self.beta_max}")
 
     @property
     def _line(self) -> tuple[float, float]:
@@ -223,7 +223,7 @@ class Polynomial(Schedule):
     def __post_init__(self) -> None:
         if not (self.exponent > 0 and 0 <= self.precision < 0.5):
             raise ValueError(
-                f"expected exponent > 0 and 0 ≤ precision < 0.5, got {self.exponent} and {self.precision}"
+                f"expected exponent > 0 and 0 ≤ precision < 0.5, given {self.exponent} and {self.precision}"
             )
 
     @property
@@ -268,7 +268,9 @@ class VE(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max, given {self.sigma_min} and {self.sigma_max}"
+            )
 
     @property
     def _log_ratio(self) -> float:

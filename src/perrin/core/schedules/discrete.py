@@ -57,7 +57,7 @@ class Discrete(Schedule):
 
     def __post_init__(self) -> None:
         if not self.betas or not all(0 < b < 1 for b in self.betas):
-            raise ValueError(f"expected betas between 0 and 1, got {self.betas[:4]}…")
+            raise ValueError(f"expected betas between 0 and 1, given {self.betas[:4]}…")
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "levels", (0.0, *accumulate(-math.log1p(-b) for b in self.betas)))
 

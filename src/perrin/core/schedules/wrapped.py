@@ -36,9 +36,9 @@ class Shifted(Schedule):
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
-            raise ValueError(f"expected shift > 0, got {self.shift}")
+            raise ValueError(f"expected shift > 0, given {self.shift}")
         if self.norm not in (None, *NORMS):
-            raise ValueError(f"expected norm in {NORMS}, got {self.norm!r}")
+            raise ValueError(f"expected norm in {NORMS}, given {self.norm!r}")
 
     @property
     def limit(self) -> float:  # type: ignore[override]
@@ -106,7 +106,7 @@ class ZeroTerminalSNR(Schedule):
         ends = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
         total = self.schedule.alpha(ends) ** 2 + self.schedule.sigma(ends) ** 2
         if not torch.allclose(total, torch.ones_like(total), rtol=0, atol=1e-9):
-            raise ValueError(f"expected a schedule that preserves variance, got {self.schedule}")
+            raise ValueError(f"expected a schedule that preserves variance, given {self.schedule}")
 
     @property
     def _ends(self) -> tuple[float, float]:

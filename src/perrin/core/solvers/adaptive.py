@@ -93,7 +93,7 @@ def sample_adaptive(
             )
     fields = {k: p for k, p in composite.fields.items() if isinstance(p, Gaussian)}
     if not 0 < stop < start_time:
-        raise PlanError(f"expected 0 < stop < start_time, got {stop} and {start_time}")
+        raise PlanError(f"expected 0 < stop < start_time, given {stop} and {start_time}")
     x = dict(start) if start is not None else composite.prior_state(noise, layouts, time=start_time)
     first = next(iter(x.values()))
     batch = next(iter(layouts.values())).batch

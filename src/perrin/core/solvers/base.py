@@ -139,7 +139,7 @@ class Solver(ABC):
     def intervals(self, nfe: int) -> int:
         """How many grid intervals `nfe` network evaluations pay for."""
         if nfe < 1:
-            raise PlanError(f"expected at least one network evaluation, got {nfe}")
+            raise PlanError(f"expected at least one network evaluation, given {nfe}")
         return nfe
 
     def for_nfe(self, nfe: int) -> Solver:

@@ -114,7 +114,7 @@ class Multistep(Solver):
 
 def _one_of(value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise PlanError(f"expected one of {allowed}, got {value!r}")
+        raise PlanError(f"expected one of {allowed}, given {value!r}")
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class ExpAB(Multistep):
     def __post_init__(self) -> None:
         _one_of(self.startup, STARTUPS)
         if not 1 <= self.steps <= 4:
-            raise PlanError(f"expected 1 to 4 estimates, got {self.steps}")
+            raise PlanError(f"expected 1 to 4 estimates, given {self.steps}")
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -257,7 +257,7 @@ class UniPC(Multistep):
 
     def __post_init__(self) -> None:
         if self.p not in (1, 2, 3):
-            raise PlanError(f"expected p = 1, 2 or 3, got {self.p}")
+            raise PlanError(f"expected p = 1, 2 or 3, given {self.p}")
 
     @property
     def order(self) -> int:  # type: ignore[override]

@@ -50,7 +50,7 @@ class DDIM(Solver):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise PlanError(f"expected 0 ≤ eta ≤ 1, got {self.eta}")
+            raise PlanError(f"expected 0 ≤ eta ≤ 1, given {self.eta}")
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]

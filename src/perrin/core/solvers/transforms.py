@@ -69,7 +69,7 @@ class _Renoised(Solver):
     def _one_each(self, nfe: int) -> int:
         if Solver.intervals(self, nfe) != self.solver.intervals(nfe):
             raise PlanError(
-                f"expected a solver of one evaluation for each interval inside {type(self).__name__}, got "
+                f"expected a solver of one evaluation for each interval inside {type(self).__name__}, given "
                 f"{self.solver.name}: give its grid to make_plan, and read the cost from plan.nfe"
             )
         return nfe
@@ -95,7 +95,7 @@ class TimeTravel(_Renoised):
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.repeats < 1:
-            raise PlanError(f"expected length ≥ 1 and repeats ≥ 1, got {self.length} and {self.repeats}")
+            raise PlanError(f"expected length ≥ 1 and repeats ≥ 1, given {self.length} and {self.repeats}")
 
     def intervals(self, nfe: int) -> int:
         return -(-self._one_each(nfe) // self.repeats)
@@ -138,7 +138,7 @@ class Restart(_Renoised):
 
     def __post_init__(self) -> None:
         if not (0 < self.low < self.high and self.steps >= 1 and self.repeats >= 0):
-            raise PlanError(f"expected 0 < low < high, steps ≥ 1 and repeats ≥ 0, got {self}")
+            raise PlanError(f"expected 0 < low < high, steps ≥ 1 and repeats ≥ 0, given {self}")
 
     def _affordable(self, nfe: int) -> int:
         return max(0, min(self.repeats, (nfe - 2) // self.steps))
@@ -177,7 +177,7 @@ class Langevin(Solver):
 
     def __post_init__(self) -> None:
         if not (self.corrections >= 0 and 0 < self.delta <= 1):
-            raise PlanError(f"expected corrections ≥ 0 and 0 < delta ≤ 1, got {self}")
+            raise PlanError(f"expected corrections ≥ 0 and 0 < delta ≤ 1, given {self}")
 
     @property
     def order(self) -> int:  # type: ignore[override]

@@ -36,7 +36,7 @@ def to_rdkit(molecule: Molecule) -> Chem.Mol:
     """
     if molecule.bonds is None:
         raise PerrinError(
-            f"expected a molecule with bonds, got {molecule.name or 'one'} without (an XYZ file has none): "
+            f"expected a molecule with bonds, given {molecule.name or 'one'} without (an XYZ file has none): "
             "give an SDF, or use the lookup protocol"
         )
     mol = graph(molecule.numbers, molecule.bonds, molecule.charges, implicit=False)
@@ -70,9 +70,11 @@ def graph(
         for i in np.flatnonzero(charges).tolist():
             mol.GetAtomWithIdx(i).SetFormalCharge(int(charges[i]))
     for i, j, order in bonds.tolist():
+        if not (0 <= i < len(numbers) and 0 <= j < len(numbers)):
+            raise PerrinError(f"bond {i + 1}-{j + 1} names an atom that is not there")
         if order not in BOND_TYPES:
             raise PerrinError(
-                f"expected bond orders 1, 2 or 3, got {order} between atoms {i} and {j}: kekulize first"
+                f"expected bond orders 1, 2 or 3, given {order} between atoms {i} and {j}: kekulize first"
             )
         mol.AddBond(i, j, BOND_TYPES[order])
     return mol
@@ -105,20 +107,20 @@ def from_rdkit(mol: Chem.Mol) -> Molecule:
     name = mol.GetProp("_Name") if mol.HasProp("_Name") else ""
     label = f"molecule {name!r}" if name else "the molecule"
     if mol.GetNumConformers() == 0 or (mol.GetNumAtoms() > 1 and not mol.GetConformer().Is3D()):
-        raise PerrinError(f"expected 3D coordinates, got none in {label}: give a 3D file, or SMILES")
+        raise PerrinError(f"expected 3D coordinates, given none in {label}: give a 3D file, or SMILES")
     if any(bond.GetIsAromatic() or bond.GetBondType() == Chem.BondType.AROMATIC for bond in mol.GetBonds()):
         mol = _kekulized(mol, label)
     numbers = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
     if 0 in numbers:
         raise PerrinError(
-            f"expected chemical elements, got a dummy atom (atom {numbers.index(0) + 1}) in {label}"
+            f"expected chemical elements, given a dummy atom (atom {numbers.index(0) + 1}) in {label}"
         )
     bonds = []
     for bond in mol.GetBonds():
         i, j = sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
         if bond.GetBondType() not in ORDERS:
             raise PerrinError(
-                f"expected single, double or triple bonds, got {str(bond.GetBondType()).lower()} "
+                f"expected single, double or triple bonds, given {str(bond.GetBondType()).lower()} "
                 f"between atoms {i + 1} and {j + 1} of {label}"
             )
         bonds.append((i, j, ORDERS[bond.GetBondType()]))
@@ -140,7 +142,7 @@ def _kekulized(mol: Chem.Mol, label: str) -> Chem.Mol:
             Chem.Kekulize(copy, clearAromaticFlags=True)
         except (ValueError, RuntimeError) as error:
             raise PerrinError(
-                f"expected aromatic bonds with a Kekulé structure, got none for {label}: write it with bonds 1 and 2"
+                f"expected aromatic bonds with a Kekulé structure, given none for {label}: write it with bonds 1 and 2"
             ) from error
     return copy
 
@@ -158,7 +160,9 @@ def add_geometry(smiles: str, *, seed: int = 0) -> Molecule:
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles)
         if mol is None or mol.GetNumAtoms() == 0:
-            raise PerrinError(f"expected a SMILES that RDKit can read, got {smiles!r}: correct or remove it")
+            raise PerrinError(
+                f"expected a SMILES that RDKit can read, given {smiles!r}: correct or remove it"
+            )
         mol = Chem.AddHs(mol)
         options: Any = rdDistGeom.ETKDGv3()
         options.randomSeed = seed
@@ -166,7 +170,7 @@ def add_geometry(smiles: str, *, seed: int = 0) -> Molecule:
             options.useRandomCoords = True
             if rdDistGeom.EmbedMolecule(mol, options) != 0:
                 raise PerrinError(
-                    f"expected a SMILES with a 3D geometry, got none for {smiles!r}: give an SDF instead"
+                    f"expected a SMILES with a 3D geometry, given none for {smiles!r}: give an SDF instead"
                 )
         if rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
             rdForceFieldHelpers.MMFFOptimizeMolecule(mol, maxIters=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 import time
@@ -36,6 +37,8 @@ def sample(a: Namespace) -> None:
     atoms = _atoms(a.atoms)
     output = Path(a.out)
     check_suffix(output)
+    if a.view and Path(a.view).is_dir():
+        raise PerrinError(f"expected a file for --view, given the directory {a.view}: add a file name")
     device = choose_device(a.device)
     batch = a.batch or (64 if device == "cpu" else 1024)
     reference = str(find_bundle(a.target))
@@ -72,8 +75,16 @@ def sample(a: Namespace) -> None:
                 molecules[i] = molecule
             advance(len(unit.indices))
     seconds = time.perf_counter() - begin
-    whole = [m for m in molecules if m is not None]
-    write_molecules(output, whole)
+    whole = [_labelled(m, a.target, a.seed, i) for i, m in enumerate(molecules) if m is not None]
+    if output.suffix.lower() in (".smi", ".smiles"):  # has no way to say what RDKit rejects
+        kept = [m for m in whole if "smiles" in m.properties]
+        if len(kept) < len(whole):
+            print(
+                f"left out {len(whole) - len(kept)} invalid molecules, which have no SMILES", file=sys.stderr
+            )
+        write_molecules(output, kept)
+    else:
+        write_molecules(output, whole)
     content = record(
         "sample",
         {k: v for k, v in vars(a).items() if k != "argv"},
@@ -111,6 +122,16 @@ def sample(a: Namespace) -> None:
         print(f"3D views in {a.view}")
 
 
+def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:
+    """With data items that say where it comes from and, where RDKit accepts it, its SMILES."""
+    from perrin.modalities.molecule.chem import canonical_smiles, sanitize, to_rdkit
+
+    sane = sanitize(to_rdkit(molecule))
+    smiles = canonical_smiles(sane) if sane is not None else None
+    items: dict[str, Any] = {"bundle": bundle, "seed": seed, "index": index}
+    return dataclasses.replace(molecule, properties=items | ({"smiles": smiles} if smiles else {}))
+
+
 def _setup(model: Any, seed: int, options: Any, threads: int | None) -> None:
     import torch
 
@@ -129,6 +150,7 @@ def train(a: Namespace) -> None:
 
     from perrin.bundle import read_bundle, write_bundle
     from perrin.modalities import find_bundle
+    from perrin.modalities.molecule.dataset import size_counts
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.model import SamplingOptions, check_count, load_weights
     from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
@@ -154,12 +176,20 @@ def train(a: Namespace) -> None:
         vocabulary, buckets, skipped = from_qm9(a.limit, vocabulary)
     if skipped:
         print(f"left out {skipped} molecules that the model cannot express", file=sys.stderr)
-    config = config or MoleculeConfig(vocabulary=vocabulary)
+    vocabulary = dataclasses.replace(
+        vocabulary, size_counts=size_counts(buckets)
+    )  # it samples sizes like the new data
+    config = (
+        dataclasses.replace(config, vocabulary=vocabulary)
+        if config
+        else MoleculeConfig(vocabulary=vocabulary)
+    )
     device = choose_device(a.device)
     cuda = device.startswith("cuda")
-    steps = a.steps or (30000 if not a.data else 2000)
+    steps = a.steps or (10**9 if a.minutes else 2000 if a.data else 30000)
     options = TrainOptions(
         steps=steps,
+        minutes=a.minutes,
         batch=a.batch or (512 if cuda else 32),
         lr=a.lr if a.lr is not None else (1e-3 if base is None else 2e-4),
         warmup=min(400, max(1, steps // 10)),

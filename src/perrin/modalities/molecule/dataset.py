@@ -148,6 +148,13 @@ def count_vocabulary(
     )
 
 
+def size_counts(buckets: Sequence[Bucket]) -> tuple[tuple[int, int], ...]:
+    """Pairs (number of atoms, how many molecules have it) of the buckets."""
+    sizes = torch.cat([b.mask.sum(1) for b in buckets])
+    values, counts = torch.unique(sizes, return_counts=True)
+    return tuple(zip(values.tolist(), counts.tolist(), strict=True))
+
+
 def supported(molecules: Sequence[Molecule], vocabulary: Vocabulary, source: Any) -> list[Molecule]:
     """The molecules that a vocabulary can express.
 

@@ -44,13 +44,13 @@ def read_molecules(path: str | Path, elements: Collection[int] | None = None) ->
         return read_xyz(path, elements)
     if suffix in (".smi", ".smiles", ".csv"):
         return read_smiles(path, elements)
-    raise PerrinError(f"expected a file with one of the suffixes {READABLE}, got {path}")
+    raise PerrinError(f"expected a file with one of the suffixes {READABLE}, given {path}")
 
 
 def check_suffix(path: str | Path) -> None:
     """Raise a `PerrinError` unless a file of this suffix can be written."""
     if Path(path).suffix.lower() not in WRITABLE_SUFFIXES:
-        raise PerrinError(f"expected an output file with one of the suffixes {WRITABLE}, got {path}")
+        raise PerrinError(f"expected an output file with one of the suffixes {WRITABLE}, given {path}")
 
 
 def write_molecules(path: str | Path, molecules: Sequence[Molecule]) -> None:
@@ -103,10 +103,12 @@ def read_sdf(path: str | Path, elements: Collection[int] | None = None) -> list[
             except (ValueError, RuntimeError):
                 mol = None
         if mol is None and (symbol := _unknown_symbol(block)):
-            raise PerrinError(f"expected chemical elements, got {symbol!r} in {where}: correct or remove it")
+            raise PerrinError(
+                f"expected chemical elements, given {symbol!r} in {where}: correct or remove it"
+            )
         if mol is None or mol.GetNumAtoms() == 0:
             raise PerrinError(
-                f"expected an SDF record (MDL mol block with atoms), got something else in {where}"
+                f"expected an SDF record (MDL mol block with atoms), given something else in {where}"
             )
         try:
             molecule = from_rdkit(mol)
@@ -164,11 +166,11 @@ def read_xyz(path: str | Path, elements: Collection[int] | None = None) -> list[
         raise
     except KeyError as error:  # a symbol that is not in ASE's table
         raise PerrinError(
-            f"expected chemical elements, got {error} in frame {len(molecules) + 1} of {path}: correct or remove it"
+            f"expected chemical elements, given {error} in frame {len(molecules) + 1} of {path}: correct or remove it"
         ) from error
     except Exception as error:  # ASE has no common class of parse errors
         raise PerrinError(
-            f"expected an XYZ frame (count, comment, lines 'element x y z'), got something else in frame "
+            f"expected an XYZ frame (count, comment, lines 'element x y z'), given something else in frame "
             f"{len(molecules) + 1} of {path}"
         ) from error
     return _not_empty(molecules, path)
@@ -185,7 +187,7 @@ def read_smiles(path: str | Path, elements: Collection[int] | None = None) -> li
         header = [name.strip().lower() for name in next(rows, [])]
         if "smiles" not in header:
             raise PerrinError(
-                f"expected a CSV file with a column 'smiles', got {', '.join(header)} in {path}"
+                f"expected a CSV file with a column 'smiles', given {', '.join(header)} in {path}"
             )
         column = header.index("smiles")
         entries = [(rows.line_num, row[column].strip(), "") for row in rows if len(row) > column]
@@ -217,7 +219,7 @@ def write_smiles(path: str | Path, molecules: Iterable[Molecule]) -> None:
         smiles = canonical_smiles(mol) if mol is not None else None
         if smiles is None:
             raise PerrinError(
-                f"expected valid molecules for {path}, got a wrong valence in molecule {number}: use .sdf"
+                f"expected valid molecules for {path}, given a wrong valence in molecule {number}: use .sdf"
             )
         lines.append(f"{smiles} {' '.join(molecule.name.split())}".rstrip() + "\n")
     write_text(path, "".join(lines))
@@ -277,14 +279,14 @@ def _check(molecule: Molecule, elements: Collection[int] | None, where: str) -> 
             ", ".join(chemical_symbols[number] for number in sorted(elements or [])) or "the periodic table"
         )
         raise PerrinError(
-            f"expected the elements {known}, got {chemical_symbols[(unknown or [0])[0]]} in {where}: remove the "
+            f"expected the elements {known}, given {chemical_symbols[(unknown or [0])[0]]} in {where}: remove the "
             "molecule or train on your own data"
         )
     if not np.isfinite(molecule.positions).all():
-        raise PerrinError(f"expected finite coordinates, got NaN or infinity in {where}")
+        raise PerrinError(f"expected finite coordinates, given NaN or infinity in {where}")
 
 
 def _not_empty(molecules: list[Molecule], path: str | Path) -> list[Molecule]:
     if not molecules:
-        raise PerrinError(f"expected molecules in {path}, got none")
+        raise PerrinError(f"expected molecules in {path}, given none")
     return molecules

@@ -9,6 +9,7 @@ agree to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import decode, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
 from perrin.modalities.molecule.structure import Molecule
+from perrin.run.pool import one_thread
 
 _QUANTUM, _LEAST = 2, 4
 
@@ -201,7 +203,7 @@ class MoleculeModel:
     def sample(
         self, n: int, *, seed: int = 0, batch: int = 64, atoms: tuple[int, int] | None = None, **options: Any
     ) -> list[Molecule]:
-        """Generate molecules in this process.
+        """Generate molecules in this process, on one thread of a CPU (`perrin sample` uses all cores).
 
         Arguments:
             n: how many.
@@ -227,7 +229,9 @@ class MoleculeModel:
     ) -> Iterator[tuple[Unit, list[Molecule]]]:
         """Units with their molecules, one after another."""
         for unit in units:
-            yield unit, self.run_unit(unit, seed, options)
+            with one_thread() if self.device.type == "cpu" else nullcontext():
+                molecules = self.run_unit(unit, seed, options)
+            yield unit, molecules
 
 
 def _width(atoms: int) -> int:

@@ -80,7 +80,9 @@ class QM9:
     def property(self, name: str) -> Tensor:
         """One property of all molecules, `[M]`, float64, in `units[name]`."""
         if name not in self.property_names:
-            raise PerrinError(f"expected a property of QM9 ({', '.join(self.property_names)}), got {name!r}")
+            raise PerrinError(
+                f"expected a property of QM9 ({', '.join(self.property_names)}), given {name!r}"
+            )
         return self.properties[:, self.property_names.index(name)]
 
     def smiles(self) -> list[str]:
@@ -143,14 +145,16 @@ def load_qm9(limit: int | None = None) -> QM9:
             representative (the file is sorted by size) and, up to 100,000, outside the full set's test part.
     """
     if limit is not None and limit < 1:
-        raise PerrinError(f"expected a limit of at least 1 molecule, got {limit}")
+        raise PerrinError(f"expected a limit of at least 1 molecule, given {limit}")
     path = cache_dir() / FILE
     data = _read(path) if path.is_file() else None
     if data is None:
         prepare_qm9(source_files(), path, count=COUNT)
         data = _read(path)
     if data is None:
-        raise PerrinError(f"expected a readable cache at {path}, got a damaged file: delete it and try again")
+        raise PerrinError(
+            f"expected a readable cache at {path}, given a damaged file: delete it and try again"
+        )
     if limit is None or limit >= len(data):
         return data
     return data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(42))[:limit])

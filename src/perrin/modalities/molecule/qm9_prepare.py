@@ -65,7 +65,7 @@ def source_files() -> list[Path]:
     files = [path for root in roots for path in sorted(Path(root, "data").glob("qm9_part*.csv"))]
     if not files:
         raise PerrinError(
-            "expected the QM9 data, got no package 'qm9pack': run pip install 'perrin[molecule]'"
+            "expected the QM9 data, given no package 'qm9pack': run pip install 'perrin[molecule]'"
         )
     return files
 
@@ -91,7 +91,7 @@ def prepare_qm9(files: Sequence[Path], target: Path, *, count: int | None = None
             advance()
     if count is not None and len(properties) != count:
         raise PerrinError(
-            f"expected {count} molecules from qm9pack 1.0.3, got {len(properties)}: reinstall qm9pack"
+            f"expected {count} molecules from qm9pack 1.0.3, given {len(properties)}: reinstall qm9pack"
         )
     bonds_known = [np.zeros((0, 3), np.uint8) if bonds is None else bonds for bonds in rows["bonds"]]
     tensors = {

@@ -13,11 +13,11 @@ def read_text(path: str | Path) -> str:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise PerrinError(
-            f"expected a file of molecules, got {path}, which does not exist: check the path"
+            f"expected a file of molecules, given {path}, which does not exist: check the path"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise PerrinError(f"expected a readable file of molecules, got {path} ({reason})") from error
+        raise PerrinError(f"expected a readable file of molecules, given {path} ({reason})") from error
     if not text.strip():
-        raise PerrinError(f"expected molecules in {path}, got an empty file")
+        raise PerrinError(f"expected molecules in {path}, given an empty file")
     return text

@@ -17,6 +17,8 @@ import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem.Draw import rdMolDraw2D
 
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.chem import graph
 from perrin.modalities.molecule.structure import Molecule
 
 _COLOURS: dict[int, str] = {
@@ -24,7 +26,6 @@ _COLOURS: dict[int, str] = {
     14: "#d9b07f", 15: "#f08a24", 16: "#dcb81c", 17: "#27b33a", 34: "#e39a1f", 35: "#a8402f", 53: "#8a2fb0",
 }  # fmt: skip
 _OTHER_COLOUR = "#d267a8"
-_BONDS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 _WIDTH, _HEIGHT = 150, 110  # pixels of a 2D drawing
 _LARGEST_DRAWING = 150  # heavy atoms; a larger skeleton is an unreadable and heavy drawing
 
@@ -102,9 +103,9 @@ def _chemistry(molecule: Molecule, xyz: np.ndarray, bonds: np.ndarray | None) ->
         return out
     with rdBase.BlockLogs():
         try:
-            mol = _assemble(molecule, bonds)
+            mol = graph(molecule.numbers, bonds, molecule.charges, implicit=False).GetMol()
             out["fragments"] = len(Chem.GetMolFrags(mol))
-        except (ValueError, RuntimeError, OverflowError, KeyError) as error:
+        except (PerrinError, ValueError, RuntimeError, OverflowError) as error:
             return {**out, "valid": False, "notes": [f"does not sanitise: {_line(error)}"]}
         sane = Chem.Mol(mol)
         try:
@@ -126,24 +127,6 @@ def _chemistry(molecule: Molecule, xyz: np.ndarray, bonds: np.ndarray | None) ->
         except (ValueError, RuntimeError):  # the page still builds; the cell stays empty
             pass
     return out
-
-
-def _assemble(molecule: Molecule, bonds: np.ndarray) -> Chem.Mol:
-    mol = Chem.RWMol()
-    for z, q in zip(molecule.numbers, molecule.charges, strict=True):
-        atom = Chem.Atom(int(z))
-        atom.SetFormalCharge(int(q))
-        atom.SetNoImplicit(True)
-        mol.AddAtom(atom)
-    for i, j, order in bonds:
-        if not (0 <= i < len(molecule) and 0 <= j < len(molecule)):
-            raise ValueError(f"bond {i + 1}-{j + 1} names an atom that is not there")
-        mol.AddBond(int(i), int(j), _BONDS[int(order)] if int(order) in _BONDS else _refuse(int(order)))
-    return mol.GetMol()
-
-
-def _refuse(order: int) -> Chem.BondType:
-    raise ValueError(f"bond order {order} is not 1, 2 or 3")
 
 
 def _skeleton(mol: Chem.Mol, xyz: np.ndarray) -> Chem.Mol:

@@ -79,7 +79,7 @@ def valence_sums(molecule: Molecule) -> np.ndarray:
 def _row(molecule: Molecule, number: int) -> BondsRow:
     if molecule.bonds is None:
         raise PerrinError(
-            f"expected generated bonds for the bonds protocol, got none in molecule {number} (an XYZ file has "
+            f"expected generated bonds for the bonds protocol, given none in molecule {number} (an XYZ file has "
             "none): give an SDF, or use the lookup protocol"
         )
     charges = molecule.charges.tolist()

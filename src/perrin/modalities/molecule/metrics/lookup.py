@@ -112,7 +112,7 @@ def lookup(molecules: Sequence[Molecule], batch: int = 256) -> list[LookupRow]:
             unknown = set(molecule.numbers.tolist()) - set(VALENCE)
             if unknown:
                 raise PerrinError(
-                    f"expected the elements {', '.join(SYMBOLS.values())} of the lookup protocol, got atomic number "
+                    f"expected the elements {', '.join(SYMBOLS.values())} of the lookup protocol, given atomic number "
                     f"{min(unknown)} in molecule {start + row + 1}: use the bonds protocol"
                 )
             numbers[row, : len(molecule)] = molecule.numbers

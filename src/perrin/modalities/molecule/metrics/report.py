@@ -80,7 +80,7 @@ def evaluate(
     from perrin.modalities.molecule.metrics.lookup import lookup
 
     if protocol not in (*PROTOCOLS, "both"):
-        raise PerrinError(f"expected the protocol lookup, bonds or both, got {protocol!r}")
+        raise PerrinError(f"expected the protocol lookup, bonds or both, given {protocol!r}")
     parts = _groups(molecules, groups)
     judges: dict[
         str, tuple[Callable[[Sequence[Molecule]], Rows], Callable[[Rows, set[str] | None], _Metrics]]
@@ -107,13 +107,13 @@ _Metrics = dict[str, tuple[float | None, float | None]]
 
 def _groups(molecules: Sequence[Any], groups: int | None) -> list[list[Molecule]]:
     if not len(molecules):
-        raise PerrinError("expected at least one molecule to evaluate, got none")
+        raise PerrinError("expected at least one molecule to evaluate, given none")
     if not isinstance(molecules[0], Molecule):
         parts = [list(part) for part in molecules]
     elif groups is not None:
         if not 1 <= groups <= len(molecules):
             raise PerrinError(
-                f"expected 1 to {len(molecules)} groups for {len(molecules)} molecules, got {groups}"
+                f"expected 1 to {len(molecules)} groups for {len(molecules)} molecules, given {groups}"
             )
         cuts = [len(molecules) * i // groups for i in range(groups + 1)]
         parts = [list(molecules[a:b]) for a, b in zip(cuts, cuts[1:])]  # noqa: RUF007
@@ -123,7 +123,7 @@ def _groups(molecules: Sequence[Any], groups: int | None) -> list[list[Molecule]
             named.setdefault(molecule.properties.get("group"), []).append(molecule)
         parts = [list(molecules)] if None in named else list(named.values())
     if not all(parts):
-        raise PerrinError("expected at least one molecule in every group, got an empty group")
+        raise PerrinError("expected at least one molecule in every group, given an empty group")
     return parts
 
 
