@@ -189,7 +189,7 @@ def test_a_marker_in_the_data_is_not_filled_in(molecules: list[Molecule]) -> Non
 def test_all_molecules_round_trip(molecules: list[Molecule], text: str) -> None:
     data = Page(text).data()
     assert len(data) == len(molecules)
-    for molecule, given in zip(molecules, data, strict=True):
+    for molecule, got in zip(molecules, data, strict=True):
         assert got["z"] == molecule.numbers.tolist()
         xyz = np.array(got["xyz"], dtype=float).reshape(-1, 3)  # None becomes NaN
         known = np.isfinite(molecule.positions)
