@@ -42,7 +42,7 @@ docs: env  ## build docs/_build/html; a warning is an error
 # torch is chosen per machine (tools/setup_env.py), so it and its CUDA companions stay out of the lock. Pins are kept where
 # they still fit; LOCKFLAGS=--upgrade renews them. torch 2.13.0 is what CI runs, so the lock must suit it.
 lock: $(BIN)/uv  ## resolve constraints.txt again (LOCKFLAGS=--upgrade renews every pin)
-	printf 'hatchling\neditables\ntorch==2.13.0\n' | $(BIN)/uv pip compile - pyproject.toml --all-extras --universal \
+	printf 'hatchling\neditables\ntorch==2.13.0\n' | $(BIN)/uv pip compile - pyproject.toml --extra dev --universal \
 		--python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet $(LOCKFLAGS) -o constraints.txt
 	grep -vE '^(torch|triton|nvidia-[^=]*|cuda-[^=]*)==' constraints.txt > constraints.tmp
 	mv constraints.tmp constraints.txt

@@ -218,7 +218,7 @@ WRONG = {
     f"{TRAIN} --batch 0": "--batch",
     f"{TRAIN} --lr 0": "learning rate",
     f"{TRAIN} --lr nan": "learning rate",
-    f"{TRAIN} --log-every 0": "log_every",
+    f"{TRAIN} --log-every 0": "--log-every",
     f"{TRAIN} --limit 0": "--limit",
     f"{TRAIN} --seed 99999999999999999999": "--seed",
     f"{TRAIN} --devices many": "many",
@@ -349,7 +349,7 @@ def test_a_reader_that_leaves() -> None:
 def test_list_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("molecule ")
+    assert any(line.startswith("molecule ") for line in lines)
     assert "  molecule/qm9" in lines
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out

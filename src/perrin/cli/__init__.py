@@ -177,7 +177,12 @@ def _parser(verb: str) -> ArgumentParser:
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
         parser.add_argument("--devices", default="1", help="how many GPUs, or auto for all (default 1)")
         parser.add_argument(
-            "--log-every", type=int, default=50, metavar="N", help="steps between metrics (default 50)"
+            "--threads",
+            type=int,
+            help="threads on a CPU; fewer are faster on a busy machine (default: torch's)",
+        )
+        parser.add_argument(
+            "--log-every", type=int, metavar="N", help="steps between metrics (default 50, on a CPU 10)"
         )
         parser.add_argument(
             "--save-every",

@@ -79,8 +79,12 @@ def rerun(a: Namespace) -> int:
     try:
         content = json.loads(Path(a.file).read_text(encoding="utf-8"))
         argv = [str(word) for word in content["argv"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PerrinError(f"expected a run.json that Perrin wrote, given {a.file} ({error})") from error
+    except OSError as error:
+        raise PerrinError(
+            f"expected a run.json that Perrin wrote, given {a.file} ({error.strerror})"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PerrinError(f"expected a run.json that Perrin wrote, given another file, {a.file}") from error
     if argv[:1] == ["rerun"]:
         raise PerrinError(f"expected a run.json with a command to run, given {a.file}, which names itself")
     print("perrin " + shlex.join(argv), flush=True)

@@ -126,6 +126,24 @@ class Plan:
         return "\n".join(lines)
 
 
+def plan_table(plan: Plan) -> str:
+    """Every row of a plan as text: times, the evaluation, and the coefficients of each field."""
+    lines = [repr(plan)]
+    for k, stage in enumerate(plan.stages):
+        at = "no evaluation" if stage.time is None else f"D at t = {stage.time:.4f}"
+        anchor = " from the anchor" if stage.anchored else ""
+        lines.append(f"row {k + 1}: {at}, t {stage.start:.4f} → {stage.stop:.4f}{anchor}")
+        for name, rows in plan.rows.items():
+            row = rows[k]
+            if isinstance(row, Affine):
+                terms = "".join(f" {b:+.5f} D_{j}" for j, b in enumerate(row.b))
+                lines.append(f"    {name}: {row.a:.5f} x{terms}" + (f" {row.c:+.5f} ξ" if row.c else ""))
+            elif isinstance(row, Jump):
+                kept = f"kept {row.alpha_start:.4f} → {row.alpha_stop:.4f}"
+                lines.append(f"    {name}: {kept}{', most probable' if row.decode else ''}")
+    return "\n".join(lines)
+
+
 def make_plan(
     process: Process, solver: Solver, times: Tensor | Sequence[float], *, decode: bool = False
 ) -> Plan:

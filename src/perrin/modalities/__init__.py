@@ -13,7 +13,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from perrin.errors import PerrinError
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from perrin.bundle import Bundle
 
 GROUP = "perrin.modalities"
-VERBS = ("sample", "train", "evaluate", "view")
-"""The verbs that every modality answers. A modality may add its own in `Modality.verbs`."""
 
 
 class Modality(ABC):
@@ -31,13 +29,11 @@ class Modality(ABC):
     Class attributes:
         name: the first part of `molecule/qm9`.
         summary: one line for `perrin list`.
-        verbs: further verbs, name to one line of help; each is a method of that name that takes the parsed arguments.
         suffixes: files that `perrin evaluate` and `perrin view` bring to this modality.
     """
 
     name: str
     summary: str
-    verbs: dict[str, str] = {}  # noqa: RUF012 (a constant of the subclass)
     suffixes: tuple[str, ...] = ()
 
     @abstractmethod
@@ -52,21 +48,24 @@ class Modality(ABC):
     def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:
         """The model of a bundle: an object with `sample(n, seed=…)`."""
 
-    @abstractmethod
     def sample(self, arguments: Namespace) -> None:
-        """`perrin sample`."""
+        """`perrin sample`; `arguments` has target, n, out, seed, steps, solver, batch, device, workers, dry_run, argv."""
+        self._refuse("sample")
 
-    @abstractmethod
     def train(self, arguments: Namespace) -> None:
         """`perrin train`."""
+        self._refuse("train")
 
-    @abstractmethod
     def evaluate(self, arguments: Namespace) -> None:
         """`perrin evaluate`."""
+        self._refuse("evaluate")
 
-    @abstractmethod
     def view(self, arguments: Namespace) -> None:
         """`perrin view`."""
+        self._refuse("view")
+
+    def _refuse(self, verb: str) -> NoReturn:
+        raise PerrinError(f"expected a modality that can {verb}, given {self.name}, which cannot")
 
     def requirements(self) -> Iterable[str]:
         """Import names of the packages that the modality needs, for `perrin doctor`."""
@@ -106,7 +105,7 @@ def modality(name: str) -> Modality:
 def modalities() -> dict[str, Modality]:
     """All installed modalities; one that fails to import is left out with a warning that names its package."""
     out = {}
-    for point in metadata.entry_points(group=GROUP):
+    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name):
         try:
             out[point.name] = point.load()
         except Exception as error:
@@ -128,6 +127,10 @@ def find_bundle(reference: str | Path) -> Path:
     text = str(reference)
     if is_bundle(text):
         return Path(text)
+    if (Path(text) / "checkpoint.safetensors").is_file():
+        raise PerrinError(
+            f"expected a finished run, given {text}, which has only a checkpoint: call its train command again"
+        )
     head, _, tail = text.partition("/")
     if tail and head in names():
         found = modality(head)

@@ -47,8 +47,8 @@ class PartialStore:
                 write_json(path, self.key)  # nothing was done yet
             elif found != self.key:
                 raise PerrinError(
-                    f"expected to go on with the work in {self.folder}, but it was started with other settings: "
-                    "give those, or delete the folder"
+                    f"expected to go on with the work in {self.folder}, which was started with other settings "
+                    f"({_difference(found, self.key)}): give those, or delete the folder"
                 )
         else:
             write_json(path, self.key)
@@ -79,3 +79,11 @@ class PartialStore:
     def remove(self) -> None:
         """Delete the parts, when the output is whole."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _difference(found: Any, given: Mapping[str, Any]) -> str:
+    """The entries that differ, short enough for one line."""
+    if not isinstance(found, dict):
+        return "unreadable"
+    names = sorted(k for k in {*found, *given} if found.get(k) != given.get(k))
+    return ", ".join(f"{k} {str(found.get(k))[:40]}, given {str(given.get(k))[:40]}" for k in names)

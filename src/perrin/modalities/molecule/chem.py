@@ -97,6 +97,17 @@ def canonical_smiles(mol: Chem.Mol) -> str | None:
             return None
 
 
+def isomeric_smiles(mol: Chem.Mol) -> str | None:
+    """Canonical SMILES of a sanitised molecule with the stereochemistry that its geometry shows."""
+    mol = Chem.Mol(mol)
+    with rdBase.BlockLogs():
+        try:
+            Chem.AssignStereochemistryFrom3D(mol)
+            return Chem.MolToSmiles(Chem.RemoveHs(mol))
+        except (ValueError, RuntimeError):
+            return None
+
+
 def from_rdkit(mol: Chem.Mol) -> Molecule:
     """The molecule's atoms as they are: hydrogens that are implicit in `mol` stay out (call `Chem.AddHs` first).
 

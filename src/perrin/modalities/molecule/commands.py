@@ -22,6 +22,7 @@ _STATE: dict[str, Any] = {}
 
 def sample(a: Namespace) -> None:
     """`perrin sample molecule/… -n N -o FILE`: resumable, in as many processes as the machine has cores."""
+    from perrin.core.plan import plan_table
     from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.files import check_suffix, write_molecules
     from perrin.modalities.molecule.model import check_count
@@ -46,7 +47,7 @@ def sample(a: Namespace) -> None:
     options = model.options(steps=a.steps, solver=a.solver)
     plan = options.plan(model.denoiser)
     if a.dry_run:
-        print(repr(plan))
+        print(plan_table(plan))
         return
 
     sizes = model.sizes(a.seed, a.n, atoms)
@@ -82,9 +83,9 @@ def sample(a: Namespace) -> None:
             print(
                 f"left out {len(whole) - len(kept)} invalid molecules, which have no SMILES", file=sys.stderr
             )
-        write_molecules(output, kept)
     else:
-        write_molecules(output, whole)
+        kept = whole
+    write_molecules(output, kept)
     content = record(
         "sample",
         {k: v for k, v in vars(a).items() if k != "argv"},
@@ -104,10 +105,10 @@ def sample(a: Namespace) -> None:
     if a.n > len(done):
         rate = (a.n - len(done)) / seconds
         print(
-            f"{a.n} molecules in {output}: {seconds:.1f} s, {rate:.1f} molecules/s, {plan.nfe} evaluations each"
+            f"{len(kept)} molecules in {output}: {seconds:.1f} s, {rate:.1f} molecules/s, {plan.nfe} evaluations each"
         )
     else:
-        print(f"{a.n} molecules in {output}, all from unfinished work")
+        print(f"{len(kept)} molecules in {output}, all from unfinished work")
     metrics = _evaluate(whole, label=a.target) if a.evaluate else None
     if a.view:
         from perrin.modalities.molecule.view import write_page
@@ -124,10 +125,10 @@ def sample(a: Namespace) -> None:
 
 def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:
     """With data items that say where it comes from and, where RDKit accepts it, its SMILES."""
-    from perrin.modalities.molecule.chem import canonical_smiles, sanitize, to_rdkit
+    from perrin.modalities.molecule.chem import isomeric_smiles, sanitize, to_rdkit
 
     sane = sanitize(to_rdkit(molecule))
-    smiles = canonical_smiles(sane) if sane is not None else None
+    smiles = isomeric_smiles(sane) if sane is not None else None
     items: dict[str, Any] = {"bundle": bundle, "seed": seed, "index": index}
     return dataclasses.replace(molecule, properties=items | ({"smiles": smiles} if smiles else {}))
 
@@ -159,9 +160,11 @@ def train(a: Namespace) -> None:
     from perrin.run.record import record, write_record
     from perrin.train import Trainer, TrainOptions
 
-    for name in ("steps", "batch"):
+    for name in ("steps", "batch", "threads", "log_every", "save_every"):
         if getattr(a, name) is not None:
-            check_count(getattr(a, name), f"--{name}")
+            check_count(getattr(a, name), f"--{name.replace('_', '-')}")
+    if a.threads:
+        torch.set_num_threads(a.threads)
     preset = a.target.partition("/")[2]
     if preset != "qm9" and not a.data:
         raise PerrinError(f"expected molecule/qm9, or --data with your own molecules, given {a.target!r}")
@@ -197,7 +200,7 @@ def train(a: Namespace) -> None:
         ema=0.999,
         seed=a.seed,
         precision="bf16-mixed" if cuda else "32-true",
-        log_every=a.log_every,
+        log_every=a.log_every or (50 if cuda else 10),
         save_every=a.save_every,
         compile=cuda and steps > 2000,
         cuda_graphs=cuda,

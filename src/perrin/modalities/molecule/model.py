@@ -196,9 +196,8 @@ class MoleculeModel:
             self_condition=True,
         )
         kept = {k: v[:count] for k, v in state.items()}
-        return decode(
-            kept, mask[:count], self.config.vocabulary, [f"{self.name}-{seed}-{i}" for i in unit.indices]
-        )
+        names = [f"{self.name}-{seed}-{i}" for i in unit.indices]
+        return [m.heavy_first() for m in decode(kept, mask[:count], self.config.vocabulary, names)]
 
     def sample(
         self, n: int, *, seed: int = 0, batch: int = 64, atoms: tuple[int, int] | None = None, **options: Any

@@ -6,7 +6,7 @@ Kekulé orders (1, 2, 3), never 1.5; hydrogens are explicit atoms.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,3 +38,19 @@ class Molecule:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def heavy_first(self) -> Molecule:
+        """The same molecule with hydrogens behind the heavy atoms, as chemists write it; the order is kept otherwise."""
+        order = np.argsort(self.numbers == 1, kind="stable")
+        bonds = self.bonds
+        if bonds is not None and len(bonds):
+            ends = np.sort(np.argsort(order)[bonds[:, :2]], axis=1)
+            bonds = np.column_stack((ends, bonds[:, 2]))
+            bonds = bonds[np.lexsort((bonds[:, 1], bonds[:, 0]))]
+        return replace(
+            self,
+            numbers=self.numbers[order],
+            positions=self.positions[order],
+            bonds=bonds,
+            charges=self.charges[order],
+        )
