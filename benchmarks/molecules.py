@@ -1,6 +1,7 @@
 """Quality and speed of a molecule bundle, on this machine.
 
     python benchmarks/molecules.py quality --seeds 3 -n 1000     the README's table
+    python benchmarks/molecules.py data                          the evaluator on all of QM9
     python benchmarks/molecules.py speed                         100 molecules at 50 evaluations
 
 Quality is measured by both protocols over several seeds, with the standard error over them, and beside it what the same
@@ -59,6 +60,21 @@ def quality(a: argparse.Namespace) -> dict[str, object]:
     return {"ours": ours, "data": real, "seconds": round(seconds, 1)}
 
 
+def data(a: argparse.Namespace) -> dict[str, object]:
+    """What the evaluator says of all of QM9."""
+    from perrin.modalities.molecule.metrics import evaluate, format_table
+    from perrin.modalities.molecule.qm9 import load_qm9
+
+    everything = load_qm9()
+    molecules = [everything.molecule(i) for i in range(len(everything))]
+    result = evaluate(molecules, "lookup", label="QM9, all of it")
+    print(format_table(result, width=150))
+    with_bonds = [m for m in molecules if m.bonds is not None]
+    bonds = evaluate(with_bonds, "bonds", label="QM9, all with bonds")
+    print(format_table(bonds, width=150))
+    return {"lookup": result, "bonds": bonds}
+
+
 def speed(a: argparse.Namespace) -> dict[str, object]:
     """Time of `perrin sample -n 100 --steps 50`, best of three."""
     rows = []
@@ -83,14 +99,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("quality", "speed"))
+    parser.add_argument("what", choices=("quality", "speed", "data"))
     parser.add_argument("--bundle", default="molecule/qm9")
     parser.add_argument("-n", type=int, default=1000, help="molecules per seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="network evaluations (default: the bundle's)")
     parser.add_argument("--json", help="also write the numbers here")
     a = parser.parse_args()
-    result = {"quality": quality, "speed": speed}[a.what](a)
+    result = {"quality": quality, "speed": speed, "data": data}[a.what](a)
     result |= {"machine": f"{platform.processor() or platform.machine()}, {platform.platform()}"}
     if a.json:
         Path(a.json).write_text(json.dumps(result, indent=2) + "\n")
