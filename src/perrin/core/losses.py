@@ -208,9 +208,15 @@ class DenoisingLoss:
     def __call__(
         self, denoiser: NetworkDenoiser, x_0: State, estimate: State, t: Tensor, layouts: Layouts
     ) -> dict[str, Tensor]:
-        """`{"loss": total, field: its part, …}`, each the mean over the batch, for an estimate made at time `t`."""
+        """`{"loss": total, field: its part, …}`, each the mean over the batch, for an estimate made at time `t`.
+
+        `x_0` holds what the estimate should be: the clean fields, or for a field on a torus or of rotations
+        `process.target(x_0, x_t, t, layout)`. A field without estimate (a condition) has no part.
+        """
         parts: dict[str, Tensor] = {}
         for name, process in denoiser.process.fields.items():
+            if name not in estimate:
+                continue
             if isinstance(process, Categorical):
                 per_sample = categorical_error(x_0[name], estimate[name], layouts[name])
             else:
