@@ -56,7 +56,22 @@ def _limited(shift: Tensor, layouts: Layouts, name: str, limit: float | None) ->
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EnergyGuide:
+class _GradientGuide:
+    """What both guides are made of; their arguments are explained there."""
+
+    denoiser: Denoiser
+    schedules: Mapping[str, Schedule]
+    scale: float = 1.0
+    limit: float | None = None
+
+    def check(self, plan: Plan) -> None:
+        """`PlanError` where no signal is left."""
+        check(self.denoiser, plan)
+        check_signal(self.schedules, plan)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EnergyGuide(_GradientGuide):
     """Property guidance through the denoiser: `D ← D − w (σ²/α) ∇_{x_t} E(D(x_t))` (Bansal et al. 2024, "universal").
 
     Arguments:
@@ -67,16 +82,7 @@ class EnergyGuide:
         limit: the largest root mean square of the shift, per sample and field, in the field's units; none by default.
     """
 
-    denoiser: Denoiser
     energy: Energy
-    schedules: Mapping[str, Schedule]
-    scale: float = 1.0
-    limit: float | None = None
-
-    def check(self, plan: Plan) -> None:
-        """`PlanError` where no signal is left."""
-        check(self.denoiser, plan)
-        check_signal(self.schedules, plan)
 
     def __call__(
         self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
@@ -95,7 +101,7 @@ class EnergyGuide:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RegressorGuide:
+class RegressorGuide(_GradientGuide):
     """Classifier guidance: `D ← D + w (σ²/α) ∇_{x_t} log p(c | x_t)` (Dhariwal and Nichol 2021, eq. 10).
 
     Exact at `w = 1` if the regressor is. No backward pass through the denoiser.
@@ -108,16 +114,7 @@ class RegressorGuide:
         limit: as in `EnergyGuide`.
     """
 
-    denoiser: Denoiser
     log_density: LogDensity
-    schedules: Mapping[str, Schedule]
-    scale: float = 1.0
-    limit: float | None = None
-
-    def check(self, plan: Plan) -> None:
-        """`PlanError` where no signal is left."""
-        check(self.denoiser, plan)
-        check_signal(self.schedules, plan)
 
     def __call__(
         self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
