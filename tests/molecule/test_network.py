@@ -17,6 +17,7 @@ from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, bu
 pytest.importorskip("rdkit")
 
 SMALL = NetworkConfig(
+    self_condition=True,
     depth=3,
     width=32,
     vectors=8,
@@ -56,7 +57,7 @@ def small() -> NetworkDenoiser:
 
 
 def default() -> NetworkDenoiser:
-    return random_weights(NetworkConfig())
+    return random_weights(NetworkConfig(self_condition=True))
 
 
 def shipped() -> NetworkDenoiser:

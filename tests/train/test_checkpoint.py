@@ -48,7 +48,7 @@ def test_going_on_from_a_file_changes_no_bit(tmp_path: Path) -> None:
     model = network(0)
     optimizer = optimizer_of(model)
     steps(model, optimizer, 0, 5)
-    saved = Checkpoint.capture(5, model, averages(model), optimizer, CONFIG)
+    saved = Checkpoint.capture(5, model, averages(model), [optimizer], CONFIG)
     at_five = state(model)
     steps(model, optimizer, 5, 9)
     assert all(torch.equal(a, b) for a, b in zip(saved.part("model").values(), at_five, strict=True)), (
@@ -61,7 +61,7 @@ def test_going_on_from_a_file_changes_no_bit(tmp_path: Path) -> None:
     assert (found.step, found.config) == (5, CONFIG)
     other = network(1)
     other_optimizer, ema = optimizer_of(other), averages(network(2))
-    found.restore(other, ema, other_optimizer)
+    found.restore(other, ema, [other_optimizer])
     for k, value in found.part("ema").items():
         assert torch.equal(ema[k], value)
     assert all(torch.equal(a, b) for a, b in zip(state(other), at_five, strict=True))
@@ -72,13 +72,13 @@ def test_going_on_from_a_file_changes_no_bit(tmp_path: Path) -> None:
 
 def test_before_the_first_step_there_are_no_moments(tmp_path: Path) -> None:
     model = network(0)
-    Checkpoint.capture(0, model, averages(model), optimizer_of(model), CONFIG).save(tmp_path)
+    Checkpoint.capture(0, model, averages(model), [optimizer_of(model)], CONFIG).save(tmp_path)
     found = Checkpoint.load(tmp_path)
     assert found is not None
     assert found.part("exp_avg") == {}
     other = network(1)
     optimizer = optimizer_of(other)
-    found.restore(other, averages(other), optimizer)
+    found.restore(other, averages(other), [optimizer])
     assert not optimizer.state
     assert all(torch.equal(a, b) for a, b in zip(state(other), state(model), strict=True))
 
@@ -101,7 +101,7 @@ def other_file(data: bytes) -> bytes:
 @pytest.mark.parametrize("spoil", [cut, other_file, lambda _: b"", lambda _: b"x" * 100])
 def test_a_damaged_file_is_one_line(tmp_path: Path, spoil) -> None:  # type: ignore[no-untyped-def]
     model = network(0)
-    path = Checkpoint.capture(1, model, averages(model), optimizer_of(model), CONFIG).save(tmp_path)
+    path = Checkpoint.capture(1, model, averages(model), [optimizer_of(model)], CONFIG).save(tmp_path)
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(PerrinError, match=r"^expected a checkpoint in .* delete it to start over$") as caught:
         Checkpoint.load(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from perrin.errors import PerrinError
 from perrin.run.atomic import write_tensors
 
 FILE = "checkpoint.safetensors"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Checkpoint:
 
     Arguments:
         step: optimizer steps done.
-        tensors: `model.*`, `ema.*` and `exp_avg.*`, `exp_avg_sq.*` by parameter name.
+        tensors: `model.*`, `ema.*` and the optimizers' moments (`exp_avg.*`, `exp_avg_sq.*`, `momentum.*`) by parameter name.
         config: what must be the same for the run to go on (the model's configuration and the options).
         seconds: time trained so far.
     """
@@ -39,7 +40,7 @@ class Checkpoint:
         step: int,
         model: nn.Module,
         ema: dict[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         config: dict[str, Any],
         seconds: float = 0.0,
     ) -> Checkpoint:
@@ -47,8 +48,8 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {f"model.{k}": p for k, p in model.named_parameters()}
         tensors |= {f"ema.{k}": p for k, p in ema.items()}
         for name, p in model.named_parameters():
-            state = optimizer.state.get(p, {})
-            tensors |= {f"{m}.{name}": state[m] for m in _MOMENTS if m in state}
+            for state in (o.state.get(p, {}) for o in optimizers):
+                tensors |= {f"{m}.{name}": state[m] for m in _MOMENTS if m in state}
         copied = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
         return cls(step, copied, config, seconds)
 
@@ -92,19 +93,22 @@ class Checkpoint:
             k.removeprefix(prefix + "."): v for k, v in self.tensors.items() if k.startswith(prefix + ".")
         }
 
-    def restore(self, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def restore(
+        self, model: nn.Module, ema: dict[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
         """Copy the state back; moments that the file lacks start from zero."""
         weights, average = self.part("model"), self.part("ema")
         moments = {m: self.part(m) for m in _MOMENTS}
+        owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(weights[name])
                 ema[name].copy_(average[name])
-                if name in moments["exp_avg"]:
-                    optimizer.state[p] = {
-                        "step": torch.tensor(float(self.step), device=_step_device(optimizer, p)),
-                        **{m: moments[m][name].to(p) for m in _MOMENTS},
-                    }
+                found = {m: moments[m][name].to(p) for m in _MOMENTS if name in moments[m]}
+                if "exp_avg" in found:  # AdamW counts its steps
+                    found["step"] = torch.tensor(float(self.step), device=_step_device(owner[p], p))
+                if found:
+                    owner[p].state[p] = found
 
 
 def _step_device(optimizer: torch.optim.Optimizer, p: Tensor) -> torch.device:

@@ -9,6 +9,7 @@ from typing import Any
 from perrin.errors import PerrinError
 
 PRECISIONS = ("32-true", "bf16-mixed")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,23 +21,25 @@ class TrainOptions:
         minutes: a budget of wall-clock time, restarts counted together; the run ends, and `lr` is zero, when either steps or
             minutes are used up. With it a run is not a function of its seed alone.
         batch: samples per step, over all processes.
-        lr: peak learning rate of AdamW.
+        optimizer: `adamw`; or `muon`, which is Muon for the matrices of repeated blocks and AdamW for the rest.
+        lr: peak learning rate.
         warmup: steps from zero to `lr`.
         cooldown: fraction of the steps, at the end, over which `lr` falls linearly to zero.
-        weight_decay: AdamW's, on matrices only.
+        weight_decay: decoupled, on matrices only.
         clip: largest norm of the gradient.
         ema: decay of the moving average of the weights, reached after a warm-up.
         seed: of weights, batches, times and noise.
         precision: `32-true` or `bf16-mixed`.
         log_every, save_every: steps between lines of `metrics.jsonl` and between checkpoints.
         compile: compile the network's repeated block.
-        cuda_graphs: on one GPU, replay forward and backward as a CUDA graph for each batch shape; the host is too slow to
+        cuda_graphs: on GPUs, replay forward and backward as a CUDA graph for each batch shape; the host is too slow to
             launch the kernels of a small network.
     """
 
     steps: int
     minutes: float | None = None
     batch: int = 256
+    optimizer: str = "adamw"
     lr: float = 1e-3
     warmup: int = 500
     cooldown: float = 0.4
@@ -64,6 +67,8 @@ class TrainOptions:
             raise PerrinError(f"expected clip above 0, given {self.clip}")
         if not 0 <= self.ema < 1:
             raise PerrinError(f"expected ema of at least 0 and below 1, given {self.ema}")
+        if self.optimizer not in OPTIMIZERS:
+            raise PerrinError(f"expected optimizer {' or '.join(OPTIMIZERS)}, given {self.optimizer!r}")
         if self.precision not in PRECISIONS:
             raise PerrinError(f"expected precision {' or '.join(PRECISIONS)}, given {self.precision!r}")
 

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,12 @@ from perrin.errors import PerrinError
 from perrin.run.signals import Interrupted, stop_on_signal
 from perrin.train.checkpoint import Checkpoint
 from perrin.train.graphs import GraphedGradients, side_stream
+from perrin.train.muon import Muon
 from perrin.train.options import TrainOptions
+
+
+_AGREE = 16
+"""Steps between two times that the ranks agree on the clock and on signals."""
 
 
 class Task(Protocol):
@@ -43,7 +48,11 @@ class Task(Protocol):
     def prepare(
         self, step: int, *, generator: torch.Generator, rank: int, world: int
     ) -> tuple[Hashable, dict[str, Tensor]]:
-        """This rank's share of the batch of `step`, corrupted: a key that names its shapes, and its tensors."""
+        """This rank's share of the batch of `step`, corrupted: a key that names its shapes, and its tensors.
+
+        The generator is seeded alike on every rank: draw for the whole batch, then take every `world`-th sample from `rank`
+        on, so that the batch does not depend on the number of ranks.
+        """
 
     def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses of a prepared batch; `"loss"` is what is minimised. `model` is the denoiser. Draws no random number."""
@@ -97,20 +106,17 @@ class Trainer:
         self.task.to(fabric.device)
         if options.compile:
             self.task.compile()
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            parameter_groups(bare, options.weight_decay),
-            lr=options.lr,
-            betas=(0.9, 0.99),
-            fused=fabric.device.type == "cuda",
-        )
+        optimizers = make_optimizers(bare, options, fused=fabric.device.type == "cuda")
         ema = {k: p.detach().clone() for k, p in bare.named_parameters()}
-        start, before = self._resume(bare, ema, optimizer)
+        start, before = self._resume(bare, ema, optimizers)
         begin = time.perf_counter()
-        model, optimizer = fabric.setup(bare, optimizer)
+        graphs = options.cuda_graphs and fabric.device.type == "cuda"
+        many = fabric.world_size > 1
+        # a graph holds this rank's work only, so that the mean over ranks is taken after it
+        model = bare if graphs else fabric.setup_module(bare)
         average: list[Tensor] = list(ema.values())
         live: list[Tensor] = list(bare.parameters())
         generator = torch.Generator(device=fabric.device)
-        graphs = options.cuda_graphs and fabric.device.type == "cuda" and fabric.world_size == 1
         gradients: Callable[[Hashable, dict[str, Tensor]], dict[str, Tensor]]
 
         def forward_backward(key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -126,34 +132,37 @@ class Trainer:
         log = _Log(self.folder / "metrics.jsonl", start, options, active=fabric.global_rank == 0)
         with stop_on_signal() as stop:
             for step in range(start, options.steps if options.used(start, before) < 1 else start):
-                seconds = before + time.perf_counter() - begin if options.minutes else 0.0
-                for group in optimizer.param_groups:
-                    group["lr"] = options.rate(step, seconds)
-                generator.manual_seed(step_seed(options.seed, step, fabric.global_rank))
+                if not many or step == start or step % _AGREE == 0:  # all ranks must see the same clock and signal
+                    elapsed = before + time.perf_counter() - begin
+                    seconds, signal = self._agree(elapsed if options.minutes else 0.0, stop.number)
+                lr = options.rate(step, seconds)
+                for group in (g for o in optimizers for g in o.param_groups):
+                    group["lr"] = lr
+                generator.manual_seed(step_seed(options.seed, step))
                 key, batch = self.task.prepare(
                     step, generator=generator, rank=fabric.global_rank, world=fabric.world_size
                 )
                 losses = gradients(key, batch)
+                if many and graphs:
+                    average_gradients(live)
                 norm = torch.nn.utils.clip_grad_norm_(live, options.clip)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
                 torch._foreach_lerp_(average, live, 1 - options.ema_decay(step))
                 done = step + 1
-                over = (
-                    bool(fabric.broadcast(options.used(done, seconds) >= 1))
-                    if options.minutes
-                    else done == options.steps
-                )
-                log(step, losses, norm, group["lr"], last=over)
-                if stop or over or done % options.save_every == 0:
+                over = options.used(done, seconds) >= 1
+                log(step, losses, norm, lr, last=over)
+                stopped = signal if many else stop.number or 0
+                if stopped or over or done % options.save_every == 0:
                     check_finite(float(losses["loss"]), done)
-                    self._save(done, bare, ema, optimizer, before + time.perf_counter() - begin)
+                    self._save(done, bare, ema, optimizers, before + time.perf_counter() - begin)
                 if over:
                     break
-                if stop:
+                if stopped:
                     log.close()
                     raise Interrupted(
-                        stop.number or 15,
+                        stopped,
                         f"stopped at step {done} of {options.steps}; the same command goes on from there",
                     )
         log.close()
@@ -175,13 +184,21 @@ class Trainer:
             )
         return found
 
+    def _agree(self, seconds: float, number: int | None) -> tuple[float, int]:
+        """The first rank's clock, and a signal that any rank has had (0: none)."""
+        if self.fabric.world_size == 1:
+            return seconds, number or 0
+        told = torch.tensor([seconds, number or 0], dtype=torch.float64, device=self.fabric.device)
+        heard = self.fabric.all_gather(told).view(-1, 2).tolist()
+        return heard[0][0], int(max(row[1] for row in heard))
+
     def _resume(
-        self, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+        self, model: nn.Module, ema: dict[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
     ) -> tuple[int, float]:
         found = self.check()
         if found is None:
             return 0, 0.0
-        found.restore(model, ema, optimizer)
+        found.restore(model, ema, optimizers)
         self.fabric.print(f"going on from step {found.step} in {self.folder}", file=sys.stderr)
         return min(found.step, self.options.steps), found.seconds
 
@@ -190,25 +207,47 @@ class Trainer:
         step: int,
         model: nn.Module,
         ema: dict[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         seconds: float,
     ) -> None:
         if self.fabric.global_rank == 0:
-            raw = getattr(optimizer, "optimizer", optimizer)
-            Checkpoint.capture(step, model, ema, raw, self.config, seconds).save(self.folder)
+            Checkpoint.capture(step, model, ema, optimizers, self.config, seconds).save(self.folder)
         self.fabric.barrier()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+def make_optimizers(
+    model: nn.Module, options: TrainOptions, *, fused: bool = False
+) -> list[torch.optim.Optimizer]:
+    """AdamW, with decay on matrices only; and Muon, if asked for, on the weights of linear layers in a `ModuleList`."""
+    blocks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    linear = [m.weight for b in blocks for m in b.modules() if isinstance(m, nn.Linear)]
+    muon = linear if options.optimizer == "muon" else []
+    taken = set(map(id, muon))
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    out: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), fused=fused)
+    ]
+    if muon:
+        out.append(Muon(muon, lr=options.lr, weight_decay=options.weight_decay))
+    return out
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The generator's seed for one step of one rank."""
-    return ((seed * 1_000_003 + rank) * 1_000_000_007 + step) % 2**63
+def average_gradients(parameters: Sequence[Tensor]) -> None:
+    """Replace gradients by their mean over the ranks, in one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    parts = (flat / torch.distributed.get_world_size()).split([g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The generator's seed for one step, on every rank."""
+    return (seed * 1_000_003 * 1_000_000_007 + step) % 2**63
 
 
 def check_finite(loss: float, done: int) -> None:

@@ -193,7 +193,7 @@ class MoleculeModel:
             plan,
             layouts_for(mask),
             CounterNoise(seeds),
-            self_condition=True,
+            self_condition=self.config.network.self_condition,
         )
         kept = {k: v[:count] for k, v in state.items()}
         names = [f"{self.name}-{seed}-{i}" for i in unit.indices]

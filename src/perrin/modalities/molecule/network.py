@@ -25,7 +25,11 @@ from perrin.nets import EquivariantTransformer, RadialBasis, TimeEmbedding
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Sizes of the network; see `EquivariantTransformer`."""
+    """Sizes of the network; see `EquivariantTransformer`.
+
+    Arguments:
+        self_condition: whether the network is given its estimate before (Chen et al. 2023).
+    """
 
     depth: int = 8
     width: int = 256
@@ -37,6 +41,7 @@ class NetworkConfig:
     gathered: int = 16
     radial: int = 32
     time_width: int = 128
+    self_condition: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +65,15 @@ class MoleculeConfig:
             v[key] = tuple(v[key])
         v["size_counts"] = tuple((int(n), int(c)) for n, c in v["size_counts"])
         rest = {k: x for k, x in data.items() if k not in ("vocabulary", "network")}
-        return cls(vocabulary=Vocabulary(**v), network=NetworkConfig(**data["network"]), **rest)
+        network = {"self_condition": True, **data["network"]}  # as all networks were before the option came
+        return cls(vocabulary=Vocabulary(**v), network=NetworkConfig(**network), **rest)
 
 
 class MoleculeNetwork(nn.Module):
     """`(fields, t) → outputs per field`; equivariant under rotations, reflections and permutations.
 
     Input fields are those of `perrin.modalities.molecule.fields`, with positions scaled by their head; `previous`, the
-    estimate before, is used when given (self-conditioning; Chen et al. 2023).
+    estimate before, is used when given to a network with self-conditioning.
     """
 
     def __init__(self, config: NetworkConfig, *, types: int, charges: int) -> None:
@@ -76,11 +82,13 @@ class MoleculeNetwork(nn.Module):
         c = config
         self.time = TimeEmbedding(c.time_width)
         self.radial = RadialBasis(c.radial)
-        self.node_in = nn.Linear(2 * (types + charges) + 2, c.width)
+        looks = 2 if c.self_condition else 1  # at the state, and at the estimate before
+        self.looks = looks
+        self.node_in = nn.Linear(looks * (types + charges + 1), c.width)
         self.time_in = nn.Linear(c.time_width, c.width, bias=False)
-        self.vector_in = nn.Linear(2, c.vectors, bias=False)
+        self.vector_in = nn.Linear(looks, c.vectors, bias=False)
         self.pair_in = nn.Sequential(
-            nn.Linear(2 * BOND_ORDERS + 2 * c.radial + 2, c.pair_hidden),
+            nn.Linear(looks * (BOND_ORDERS + c.radial + 1), c.pair_hidden),
             nn.SiLU(),
             nn.Linear(c.pair_hidden, c.pair_width),
         )
@@ -121,22 +129,24 @@ class MoleculeNetwork(nn.Module):
         dtype = x.dtype
         node = [_one_hot(fields[TYPES], self.types, dtype), _one_hot(fields[CHARGES], self.charges, dtype)]
         pair = [_one_hot(fields[BONDS], BOND_ORDERS, dtype)]
-        if previous is None:
-            before = torch.zeros_like(x)
-            node += [torch.zeros_like(n) for n in node]
-            pair += [torch.zeros_like(pair[0])]
-        else:
-            before = previous[POSITIONS].to(dtype)
-            node += [torch.softmax(previous[k].to(dtype), dim=-1) for k in (TYPES, CHARGES)]
-            pair += [torch.softmax(previous[BONDS].to(dtype), dim=-1)]
-        has_previous = x.new_full((*x.shape[:2], 1), float(previous is not None))
-        size = (rows.rows().to(dtype) / 16.0)[:, None, None].expand(*x.shape[:2], 1)
+        seen = [x]
+        if self.looks == 2:
+            if previous is None:
+                seen += [torch.zeros_like(x)]
+                node += [torch.zeros_like(n) for n in node]
+                pair += [torch.zeros_like(pair[0])]
+            else:
+                seen += [previous[POSITIONS].to(dtype)]
+                node += [torch.softmax(previous[k].to(dtype), dim=-1) for k in (TYPES, CHARGES)]
+                pair += [torch.softmax(previous[BONDS].to(dtype), dim=-1)]
+            node += [x.new_full((*x.shape[:2], 1), float(previous is not None))]
+        node += [(rows.rows().to(dtype) / 16.0)[:, None, None].expand(*x.shape[:2], 1)]
 
-        distances = [_distance(x), _distance(before)]
+        distances = [_distance(y) for y in seen]
         pair += [self.radial(d) for d in distances] + [torch.log1p(d).unsqueeze(-1) for d in distances]
         time = self.time(t.to(dtype))
-        h = self.node_in(torch.cat((*node, has_previous, size), dim=-1)) + self.time_in(time).unsqueeze(1)
-        v = self.vector_in(torch.stack((x, before), dim=-1)).transpose(1, 2)  # [B, 3, N, c]
+        h = self.node_in(torch.cat(node, dim=-1)) + self.time_in(time).unsqueeze(1)
+        v = self.vector_in(torch.stack(seen, dim=-1)).transpose(1, 2)  # [B, 3, N, c]
         e = self.pair_in(torch.cat(pair, dim=-1))
 
         h, v, e = self.trunk(h, v.to(dtype), e, time, mask)

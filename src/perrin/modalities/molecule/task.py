@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from perrin.core import DenoisingLoss, GeneratorNoise, NetworkDenoiser, State
-from perrin.core.losses import stratified
+from perrin.core.losses import sample_times_edm, stratified
 from perrin.modalities.molecule.dataset import Bucket
 from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig
@@ -27,8 +27,9 @@ class LossConfig:
     Arguments:
         positions, types, charges, bonds: field weights. Positions are weighted uniformly in the network's output
             (`EDMHead`), categories by plain cross entropy.
-        low_noise: `p` in `t = 1 − (1 − u)^{1/p}`; 1 is uniform, above 1 favours the end near the data.
-        self_condition: fraction of steps in which the network sees its own estimate.
+        time_mean, time_std: times are drawn so that `ln(σ/α)` of the positions is normal with these. The default covers the
+            times between which types and bonds are decided (0.2 to 0.5) and those at which bond lengths are (below).
+        self_condition: fraction of steps in which a network with self-conditioning sees its own estimate.
         t_min: the smallest time trained on.
     """
 
@@ -36,7 +37,8 @@ class LossConfig:
     types: float = 0.25
     charges: float = 0.25
     bonds: float = 2.0
-    low_noise: float = 1.5
+    time_mean: float = -1.3
+    time_std: float = 1.3
     self_condition: float = 0.5
     t_min: float = 1e-3
 
@@ -72,6 +74,7 @@ class MoleculeTask:
             "data": _fingerprint(buckets),
         }
         self.buckets = list(buckets)
+        self.self_conditioned = config.network.self_condition
         self.plan = BatchPlan([len(b) for b in buckets], batch, seed)
         c = self.loss_config
         weights = {POSITIONS: c.positions, TYPES: c.types, CHARGES: c.charges, BONDS: c.bonds}
@@ -91,15 +94,16 @@ class MoleculeTask:
         """See `perrin.train.Task`. The key is (bucket, whether the network sees its own estimate)."""
         c = self.loss_config
         number, index = self.plan(step)
-        index = index[rank::world].to(generator.device, non_blocking=True)
-        x_0, mask = self.buckets[number].take(index)
+        x_0, mask = self.buckets[number].take(index.to(generator.device, non_blocking=True))
         u = stratified(torch.rand(len(index), generator=generator, device=generator.device))
-        t = c.t_min + (1 - c.t_min) * (1 - (1 - u) ** (1 / c.low_noise))
+        schedule = self.denoiser.process.fields[POSITIONS].schedule
+        t = sample_times_edm(u, schedule, mean=c.time_mean, std=c.time_std, low=c.t_min)
         x_t = self.denoiser.process.corrupt_state(x_0, t, GeneratorNoise(generator), layouts_for(mask))
-        own = (step * _GOLDEN) % 1.0 < c.self_condition  # evenly spread, the same on every rank
+        chance = c.self_condition if self.self_conditioned else 0.0
+        own = (step * _GOLDEN) % 1.0 < chance  # evenly spread, the same on every rank
         batch = {"t": t, "mask": mask}
         batch |= {f"x_0.{k}": v for k, v in x_0.items()} | {f"x_t.{k}": v for k, v in x_t.items()}
-        return (number, own), batch
+        return (number, own), {k: v[rank::world] for k, v in batch.items()}
 
     def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `perrin.train.Task`."""
