@@ -6,8 +6,8 @@ arithmetic modulo 2^64,
 
     z ← k ⊕ c_i,    z ← fold(M₁ z + k′),    z ← fold(M₂ z + k),    z ← fold(M₃ z).
 
-`(k, k′)` is the sample's key, two words of SplitMix64 from its seed, xor two words that name step, field and purpose; `c_i` is
-the i-th word of SplitMix64 from 0. The rounds are those of SplitMix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable
+`(k, k′)` is the sample's key, two words of SplitMix64 from its seed, xor two words that name step, field and purpose; `c_i`
+is the i-th word of SplitMix64 from 0. The rounds are those of SplitMix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable
 pseudorandom number generators") with shifts of half a word, one round more, and keys between them (Even and Mansour 1997).
 Each round is two passes over memory in any tensor library, which no cipher-like generator (Philox, Threefry) comes near.
 
