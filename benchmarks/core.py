@@ -4,7 +4,7 @@
 
 Every library runs the same number of steps from the same state with a denoiser that returns one fixed tensor, so that what
 is timed is the library. Rounds are interleaved; the median is reported. Noise: the peers draw `torch.randn`; `perrin` draws
-the same with `GeneratorNoise`, and `perrin counter` draws Philox numbers, which no batch can change. A ratio is our time
+the same with `GeneratorNoise`, and `perrin counter` draws `CounterNoise`, which no batch can change. A ratio is our time
 by a peer's: below 1 is faster. Planning is included in both (`make_plan`; `set_timesteps`).
 """
 
