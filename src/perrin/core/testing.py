@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from perrin.core import so3
-from perrin.core.denoiser import Denoiser
+from perrin.core.denoiser import Denoiser, passes
 from perrin.core.layout import Dense, Layout, Layouts, Padded, Pairs, Ragged
 from perrin.core.noise import CounterNoise, Noise, sample_seeds
 from perrin.core.oracles import RotationMixture as RotationMixture
@@ -226,6 +226,11 @@ class CountedDenoiser:
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
         self.times: list[float] = []
+
+    @property
+    def passes(self) -> int:
+        """Those of the denoiser."""
+        return passes(self.denoiser)
 
     def __call__(
         self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
