@@ -83,7 +83,7 @@ def azula_run(
     denoiser = AzulaDenoiser(lambda *_: d, schedule)
     sampler = getattr(azula.sample, name)(
         denoiser, start=0.99, stop=0.01, steps=steps, silent=True, **options
-    ).to(x.device)
+    )
     return lambda: sampler(x)
 
 
