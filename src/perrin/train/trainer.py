@@ -18,8 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from perrin.core.ema import PowerAverage
 from perrin.errors import PerrinError
 from perrin.run.signals import Interrupted, stop_on_signal
+from perrin.train import averages
 from perrin.train.checkpoint import Checkpoint
 from perrin.train.graphs import GraphedGradients, side_stream
 from perrin.train.options import TrainOptions
@@ -104,7 +106,8 @@ class Trainer:
             fused=fabric.device.type == "cuda",
         )
         ema = {k: p.detach().clone() for k, p in bare.named_parameters()}
-        start, before = self._resume(bare, ema, optimizer)
+        power = averages.averages(bare, options.ema_std)
+        start, before = self._resume(bare, ema, optimizer, power)
         begin = time.perf_counter()
         model, optimizer = fabric.setup(bare, optimizer)
         average: list[Tensor] = list(ema.values())
@@ -138,6 +141,8 @@ class Trainer:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 torch._foreach_lerp_(average, live, 1 - options.ema_decay(step))
+                if power is not None:
+                    power.update(dict(bare.named_parameters()), step + 1)
                 done = step + 1
                 over = (
                     bool(fabric.broadcast(options.used(done, seconds) >= 1))
@@ -147,7 +152,13 @@ class Trainer:
                 log(step, losses, norm, group["lr"], last=over)
                 if stop or over or done % options.save_every == 0:
                     check_finite(float(losses["loss"]), done)
-                    self._save(done, bare, ema, optimizer, before + time.perf_counter() - begin)
+                    self._save(done, bare, ema, optimizer, before + time.perf_counter() - begin, power)
+                    if (
+                        power is not None
+                        and fabric.global_rank == 0
+                        and (over or done % options.save_every == 0)
+                    ):
+                        averages.write_snapshot(self.folder, power, done)
                 if over:
                     break
                 if stop:
@@ -176,12 +187,18 @@ class Trainer:
         return found
 
     def _resume(
-        self, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+        self,
+        model: nn.Module,
+        ema: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        power: PowerAverage | None,
     ) -> tuple[int, float]:
         found = self.check()
         if found is None:
             return 0, 0.0
         found.restore(model, ema, optimizer)
+        if power is not None:
+            averages.restore(power, found.tensors, self.folder)
         self.fabric.print(f"going on from step {found.step} in {self.folder}", file=sys.stderr)
         return min(found.step, self.options.steps), found.seconds
 
@@ -192,10 +209,12 @@ class Trainer:
         ema: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
         seconds: float,
+        power: PowerAverage | None,
     ) -> None:
         if self.fabric.global_rank == 0:
             raw = getattr(optimizer, "optimizer", optimizer)
-            Checkpoint.capture(step, model, ema, raw, self.config, seconds).save(self.folder)
+            more = averages.tensors(power) if power is not None else None
+            Checkpoint.capture(step, model, ema, raw, self.config, seconds, more).save(self.folder)
         self.fabric.barrier()
 
 
