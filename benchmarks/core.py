@@ -141,12 +141,34 @@ def contestants(method: str, x: torch.Tensor, steps: int) -> dict[str, Callable[
     return out
 
 
+def markdown(results: list[dict[str, Any]], shape: list[int]) -> str:
+    """The table of one shape, as in `docs/speed.md`."""
+    peers = ("diffusers", "k-diffusion", "azula")
+    lines = [
+        f"| `{shape}` | Perrin | with `CounterNoise` | "
+        + " | ".join(peers)
+        + " | by the fastest | by diffusers |",
+        "| --- " * (5 + len(peers)) + "|",
+    ]
+    for r in (r for r in results if r["shape"] == shape):
+        us, ratios = r["us_per_step"], r["ratios"]
+        cells = [f"{us['perrin']:.0f}", f"{us['perrin counter']:.0f}" if "perrin counter" in us else "–"]
+        cells += [f"{us[p]:.0f}" if p in us else "–" for p in peers]
+        best = f"{max(ratios.values()):.2f}" if ratios else "–"
+        if r["counter_ratios"]:
+            best += f" ({max(r['counter_ratios'].values()):.2f})"
+        cells += [best, f"{ratios['diffusers']:.2f}" if "diffusers" in ratios else "–"]
+        lines.append(f"| {r['method']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json")
+    parser.add_argument("--markdown", action="store_true", help="end with the tables of docs/speed.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results: list[dict[str, Any]] = []
@@ -190,6 +212,8 @@ def main() -> None:
                 for n, v in us.items()
             ]
             print(f"  {method:14}" + "   ".join(shown), flush=True)
+    if options.markdown:
+        print(*(markdown(results, list(shape)) for shape in SHAPES), sep="\n\n")
     if options.json:
         machine = {
             "torch": torch.__version__,
