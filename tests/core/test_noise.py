@@ -252,6 +252,21 @@ def test_batch_invariance_bitwise(kind: str, purpose: str) -> None:
     assert not torch.equal(draw(torch.arange(32), kind, purpose, seed=1)[2], whole[2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_vector_width_and_threads_change_no_bit(dtype: torch.dtype, threads: int) -> None:
+    """Kernels treat the ends of memory, and of each thread's share, apart: an element must not notice where it lies."""
+    seeds, before = sample_seeds(0, range(5)), torch.get_num_threads()
+    longest = CounterNoise(seeds[2:3], dtype).normal(Dense(1), (70_001,), field="x", step=0)[0]
+    try:
+        torch.set_num_threads(threads)
+        for n in (*range(1, 40), 3072, 70_001):
+            x = CounterNoise(seeds, dtype).normal(Dense(5), (n,), field="x", step=0)
+            assert torch.equal(x[2], longest[:n]), n
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("purpose", ["normal", "uniform"])
 def test_ragged_equals_padded_bitwise(purpose: str) -> None:
     for a, b in zip(
