@@ -101,9 +101,10 @@ further: a better start costs more evaluations.
 
 {processes}
 
-`steps` asked through `plan_steps` is always the number of evaluations of the denoiser that are made and reported (`plan.nfe`): a
-method of two evaluations for each interval takes the first one with one evaluation where the budget is even, and solvers that
-insert rows make fewer of them. A guide makes more than one network pass in an evaluation; `network_passes` says how many in all.
+`steps` asked through `plan_steps` is always the number of evaluations of the denoiser that are made and reported
+(`plan.nfe`): a method of two evaluations for each interval takes the first one with one evaluation where the budget is even,
+and solvers that insert rows make fewer of them. A guide makes more than one network pass in an evaluation;
+`network_passes` says how many in all.
 
 ## What is refused
 
