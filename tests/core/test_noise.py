@@ -211,6 +211,20 @@ def test_other_dtypes_are_float64_rounded(dtype: torch.dtype) -> None:
         assert bool((gap <= within + (torch.finfo(dtype).eps * high.abs() if within else 0)).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_the_rarest_words_make_finite_numbers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words at the ends of their range, which no test of a few million draws meets."""
+    ends = [-(2**31), -(2**31) + 1, -1, 0, 1, 2**31 - 65, 2**31 - 64, 2**31 - 1]
+    pairs = torch.cartesian_prod(torch.tensor(ends), torch.tensor(ends)).to(torch.int32)[None]
+    monkeypatch.setattr(CounterNoise, "words", lambda self, count, **_: pairs.clone())
+    noise, count = CounterNoise(torch.tensor([0]), dtype), pairs.numel()
+    z = noise.normal(Dense(1), (count,), field="x", step=0)
+    u = noise.uniform(Dense(1), (count,), field="x", step=0).double()
+    assert bool(torch.isfinite(z).all())
+    assert float(z.abs().max()) == pytest.approx(math.sqrt(64 * math.log(2)), rel=1e-3)  # u = 2^-32
+    assert bool(((u >= 0) & (u < 1)).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 def test_uniform_never_reaches_one(dtype: torch.dtype) -> None:
     u = CounterNoise(sample_seeds(0, range(4)), dtype).uniform(Dense(4), (5000,), field="x", step=0)

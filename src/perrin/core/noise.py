@@ -180,9 +180,11 @@ class CounterNoise(Noise):
         count = self._count(layout, features)
         halves = self.words(count, field=field, step=step, purpose=_NORMAL)
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        angle, u = (w.to(torch.float32).to(dtype) for w in halves.unbind(-1))
-        angle.mul_(math.pi * 2.0**-31)
-        u.add_(0.5).abs_().mul_(2.0**-31)  # in (0, 1], finest near 0, where the tail is
+        angle, u = (w.to(torch.float32) for w in halves.unbind(-1))
+        u.add_(0.5).abs_().mul_(
+            2.0**-31
+        )  # in (0, 1], finest near 0, where the tail is; in float32, where it cannot pass 1
+        angle, u = angle.to(dtype).mul_(math.pi * 2.0**-31), u.to(dtype)
         radius = u.log_().mul_(-2.0).sqrt_()
         pairs = torch.empty(halves.shape, dtype=dtype, device=halves.device)
         x, y = pairs.unbind(-1)
