@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint format docs lock clean
+.PHONY: help env run test peers lint format docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,13 @@ run: env  ## sample 100 molecules into out/: an SDF, an HTML page and a table of
 
 test: env  ## run the tests (make test ARGS="-k noise")
 	$(BIN)/python -m pytest -q $(ARGS)
+
+peers: .peers/.perrin  ## compare with diffusers, k-diffusion and azula, installed apart into .peers
+	PYTHONPATH=.peers PERRIN_PEERS=1 $(BIN)/python -m pytest -q -m peers tests/core $(ARGS)
+
+.peers/.perrin: tests/core/peers.txt | $(STAMP)
+	@"$(PYTHON)" tools/setup_env.py peers
+	@touch $@
 
 env: $(STAMP)  ## create or update .venv; nothing to do if it is up to date
 
@@ -51,5 +58,5 @@ $(BIN)/uv:
 	@$(MAKE) env
 
 clean:  ## remove the environment, caches and outputs of make run
-	rm -rf .venv out build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .peers out build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,11 +12,14 @@ torch is chosen here and nowhere else, so that nothing in the dependency tree ca
 
 Variables: `PERRIN_TORCH` is a version specifier in place of `>=2.6` (CI sets `==2.13.0`), and
 `PERRIN_TORCH_BACKEND` replaces the choice between 3 and 4 by a name that uv knows (`cpu`, `cu128`, `auto`).
+
+With the argument `peers` it installs `tests/core/peers.txt` into `.peers` instead (`make peers`).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+PEERS = ROOT / ".peers"
 PYTHON = VENV / "bin" / "python"
 CONSTRAINTS = ROOT / "constraints.txt"
 SPECIFIER = os.environ.get("PERRIN_TORCH", ">=2.6")
@@ -151,14 +155,24 @@ def install_perrin(uv: Sequence[str | Path], env: dict[str, str]) -> None:
         subprocess.run([*uv, *locked, "--editable", f"{ROOT}[dev]"], env=env, check=True)
 
 
+def install_peers(uv: Sequence[str | Path], env: dict[str, str]) -> None:
+    """Other libraries' samplers, for `pytest -m peers`: all pinned, none of them in `.venv`."""
+    shutil.rmtree(PEERS, ignore_errors=True)
+    listed = ("--no-deps", "--target", PEERS, "--requirement", ROOT / "tests" / "core" / "peers.txt")
+    subprocess.run([*uv, "--quiet", *listed], env=env, check=True)
+
+
 def main() -> None:
     start = time.monotonic()
     create_venv()
     env = uv_environment()
     uv = (PYTHON, "-m", "uv", "pip", "install")
     try:
-        install_torch(uv, env)
-        install_perrin(uv, env)
+        if sys.argv[1:] == ["peers"]:
+            install_peers(uv, env)
+        else:
+            install_torch(uv, env)
+            install_perrin(uv, env)
     except subprocess.CalledProcessError as error:
         raise SystemExit(
             "perrin env: uv could not install a package (its message is above). Without a network, put the "

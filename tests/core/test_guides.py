@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from perrin.core import (
+    SOLVERS,
     Composite,
     CounterNoise,
     Dense,
@@ -16,14 +17,16 @@ from perrin.core import (
     Padded,
     Ragged,
     RectifiedFlow,
+    Solver,
     State,
     classifier_free,
+    network_passes,
     plan_steps,
     sample,
     sample_seeds,
 )
-from perrin.core.guides import AutoGuidance
-from perrin.core.testing import GaussianMixture
+from perrin.core.guides import MMPS, AutoGuidance, EnergyGuide, Mask, Measurement
+from perrin.core.testing import CountedDenoiser, GaussianMixture
 
 F64 = torch.float64
 SCHEDULE, STD, MEAN = RectifiedFlow(), 0.6, 1.5
@@ -153,3 +156,51 @@ def test_rescale_keeps_each_samples_own_spread() -> None:
         classifier_free(denoise, 4.0, rescale=2.0)
     with pytest.raises(ValueError, match="interval"):
         classifier_free(denoise, 4.0, interval=(0.9, 0.1))
+
+
+class Network:
+    """A network that counts its passes: data N(0, s²), whatever the condition."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, x: State, t: torch.Tensor, **_: Any) -> State:
+        self.count += 1
+        data = GaussianMixture.gaussian(STD)
+        return {"x": data.posterior_mean(x["x"], SCHEDULE.alpha(t), SCHEDULE.sigma(t))}
+
+
+MEASURED = Measurement(operator=Mask(keep=torch.tensor([True])), y=torch.ones(1, 1, dtype=F64), std=0.3)
+GUIDED: dict[str, tuple[Any, int]] = {
+    "plain": (lambda f, g: f, 1),
+    "classifier-free": (lambda f, g: classifier_free(f, 2.0), 2),
+    "classifier-free, off": (lambda f, g: classifier_free(f, 1.0), 1),
+    "auto": (lambda f, g: AutoGuidance(denoiser=f, weak=g, scale=2.0), 2),
+    "auto of classifier-free": (
+        lambda f, g: AutoGuidance(denoiser=classifier_free(f, 2.0), weak=g, scale=2.0),
+        3,
+    ),
+    "energy": (
+        lambda f, g: EnergyGuide(
+            denoiser=f, energy=lambda s: s["x"].square().sum(1), schedules={"x": SCHEDULE}
+        ),
+        1,
+    ),
+    "MMPS": (lambda f, g: MMPS(denoiser=f, schedule=SCHEDULE, measurement=MEASURED), 1),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize("guide", GUIDED)
+def test_steps_asked_are_evaluations_made_and_passes_reported(guide: str, solver: Solver) -> None:
+    """The network's own count, for every solver and for guides that make more than one pass in an evaluation."""
+    make, expected = GUIDED[guide]
+    for steps in (6, 7):
+        network, weak = Network(), Network()
+        denoiser = make(network, weak)
+        plan = plan_steps(PROCESS, solver, steps, start=0.99)
+        called = CountedDenoiser(denoiser)
+        sample(called, PROCESS, plan, {"x": Dense(3)}, CounterNoise(sample_seeds(0, range(3)), F64))
+        assert plan.nfe == steps == len(called.times)
+        assert network.count + weak.count == expected * steps == network_passes(denoiser, plan)
+        assert network_passes(called, plan) == expected * steps

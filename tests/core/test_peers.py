@@ -1,6 +1,6 @@
 """Shared-noise trajectories against diffusers (float32), k-diffusion and azula (float64).
 
-Run with `-m peers` where the extra `peers` is installed. Every library starts from the same state and, where it draws noise,
+`make peers` installs the libraries and runs these tests. Every library starts from the same state and, where it draws noise,
 is handed ours. Differences known and not compared:
 
 - diffusers' DPM-Solver++ 3M and k-diffusion's 3M SDE halve the curvature term (`curvature=0.5` here): second order.
@@ -63,6 +63,19 @@ class Recorded(Noise):
         raise NotImplementedError
 
 
+class Given(Noise):
+    """Noise that was drawn before, in order."""
+
+    def __init__(self, given: list[torch.Tensor]) -> None:
+        self.given = iter(given)
+
+    def normal(self, layout: Layout, features: tuple[int, ...], *, field: str, step: int) -> torch.Tensor:
+        return next(self.given)
+
+    def uniform(self, layout: Layout, features: tuple[int, ...], *, field: str, step: int) -> torch.Tensor:
+        raise NotImplementedError
+
+
 def ours(
     solver: Solver, schedule: Schedule, times: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -102,12 +115,7 @@ def gap(a: torch.Tensor, b: torch.Tensor) -> float:
     ids=repr,
 )
 def test_k_diffusion(solver: Solver, function: str, options: dict[str, Any]) -> None:
-    for need in ("torchsde", "torchdiffeq", "scipy", "tqdm"):
-        pytest.importorskip(need)
-    try:
-        module = peers.k_sampling()
-    except ImportError:
-        pytest.skip("k-diffusion is not installed")
+    module = peers.need("k_diffusion")
     schedule = EDM()
     times = karras(20, schedule, sigma_min=0.01)
     out, start, noises = ours(solver, schedule, times, torch.float64)
@@ -146,8 +154,7 @@ def test_k_diffusion(solver: Solver, function: str, options: dict[str, Any]) -> 
 def test_azula(
     schedule: Schedule, solver: Solver, sampler: str, options: dict[str, Any], monkeypatch: Any
 ) -> None:
-    pytest.importorskip("einops")
-    module = pytest.importorskip("azula.sample")
+    module = peers.need("azula.sample")
     if isinstance(solver, Heun) and not isinstance(schedule, EDM):
         pytest.skip("azula's Heun is Heun in σ/α, ours in t: the same only where σ/α is linear in t")
     times = uniform(20, start=0.9, stop=0.02)
@@ -160,9 +167,13 @@ def test_azula(
         denoiser, start=0.9, stop=0.02, steps=20, silent=True, dtype=torch.float64, **options
     )
     monkeypatch.setattr(torch, "randn_like", lambda x: next(draws) if noises else torch.zeros_like(x))
-    # azula solves Vandermonde systems in unscaled λ, which loses digits: about 1e-11 with four estimates
-    tolerance = 1e-10 if sampler == "xEABSampler" and options["order"] > 2 else 1e-12
-    assert gap(out, made(start)) <= tolerance * max(1.0, float(start.abs().max()))
+    if options.get("order", 0) > 2:
+        # azula's coefficients have errors up to 1e-11 (see `peers.adams_bashforth`); its loop is given its own formula's
+        # values in 60 digits
+        monkeypatch.setattr(
+            module.xEABSampler, "_exponential_adams_bashforth", staticmethod(peers.adams_bashforth)
+        )
+    assert gap(out, made(start)) <= 1e-12 * max(1.0, float(start.abs().max()))
 
 
 # -------------------------------------------------------------------------------------------------------- diffusers
@@ -206,7 +217,7 @@ MULTI = {**COMMON, "prediction_type": "sample", "timestep_spacing": "linspace"}
     ids=repr,
 )
 def test_diffusers(solver: Solver, name: str, options: dict[str, Any], monkeypatch: Any) -> None:
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = peers.need("diffusers")
     options = dict(options)
     eta = options.pop("_eta", None)
     scheduler = getattr(diffusers, name)(**{**MULTI, **options})
@@ -234,7 +245,27 @@ def test_diffusers(solver: Solver, name: str, options: dict[str, Any], monkeypat
     for t in scheduler.timesteps:
         more = {} if eta is None else {"eta": eta}
         x = scheduler.step(denoise(x, t), t, x, return_dict=False, **more)[0]
-    assert gap(out, x) <= 3e-6
+    # a path along the watershed of two components magnifies the rounding of either library
+    magnified = answer_to_rounding(solver, schedule, times, start, noises) / 1e-6
+    assert float(magnified.median()) < 0.2
+    assert bool(((out - x).abs().amax(dim=1) <= 3e-6 * magnified.clamp(min=1)).all())
+
+
+def answer_to_rounding(
+    solver: Solver, schedule: Schedule, times: torch.Tensor, start: torch.Tensor, noises: list[torch.Tensor]
+) -> torch.Tensor:
+    """How far a sample's end moves when its start and its noise change by 2^-23 of themselves, the largest of 8 trials."""
+    process = Gaussian(features=SHAPE, schedule=schedule)
+    plan, denoiser = make_plan(process, solver, times), GaussianMixture.example().denoiser(schedule)
+    ends = []
+    for trial in range(9):
+        generator = torch.Generator().manual_seed(trial)
+        first, *rest = (
+            z.double() * (1 + (trial > 0) * 2**-23 * torch.randn(z.shape, generator=generator))
+            for z in (start, *noises)
+        )
+        ends.append(sample(denoiser, process, plan, {"x": Dense(B)}, Given(rest), start={"x": first})["x"])
+    return torch.stack([(end - ends[0]).abs().amax(dim=1) for end in ends[1:]]).amax(dim=0)
 
 
 def _module(name: str) -> str:

@@ -21,7 +21,7 @@ pytest.importorskip("rdkit")
 
 import perrin
 from perrin.cli import main
-from perrin.core import GeneratorNoise
+from perrin.core import GeneratorNoise, ema
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.chem import add_geometry
 from perrin.modalities.molecule.fields import layouts_for
@@ -31,7 +31,7 @@ from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, bu
 from perrin.modalities.molecule.sources import from_files
 from perrin.modalities.molecule.task import MoleculeTask
 from perrin.run.signals import Interrupted
-from perrin.train import Trainer, TrainOptions
+from perrin.train import Trainer, TrainOptions, snapshots
 from perrin.train.checkpoint import FILE
 
 TINY = NetworkConfig(
@@ -115,6 +115,52 @@ def run_to_the_end(folder: Path, stops: tuple[int, ...], **changes: Any) -> Task
         assert at - 1 == stops[0], "the step at hand is finished, and no other is begun"
         stops = stops[1:]
     raise AssertionError("it never ended")
+
+
+def test_power_averages_resume_exactly_and_any_width_is_rebuilt(tmp_path: Path) -> None:
+    """Against the average of every step's weights, which a run that saves each step leaves behind."""
+    widths, steps = (0.08, 0.2), 12
+    for name, stops in (("whole", ()), ("stopped", (4, 9))):
+        run_to_the_end(tmp_path / name, stops, ema_std=widths, save_every=2)
+    one, other = (load_file(tmp_path / f / FILE) for f in ("whole", "stopped"))
+    assert same(one, other)
+    found, again = snapshots(tmp_path / "whole"), snapshots(tmp_path / "stopped")
+    assert [(s.step, s.width) for s in found] == [(k, w) for k in range(2, 13, 2) for w in widths]
+    assert all(same(dict(a.weights), dict(b.weights)) for a, b in zip(found, again, strict=True))
+
+    path = []
+    for k in range(
+        1, steps + 1
+    ):  # the same run, read out after each step: the rate does not know where it is stopped
+        folder = tmp_path / "path"
+        if k < steps:
+            trainer, _ = make(folder, stops=(k - 1,))
+            with pytest.raises(Interrupted):
+                trainer.run()
+        else:
+            make(folder)[0].run()
+        path.append(
+            {
+                n.removeprefix("model."): v
+                for n, v in load_file(folder / FILE).items()
+                if n.startswith("model.")
+            }
+        )
+    name = "network.node_in.weight"
+    for width in widths:
+        exact = ema.track([w[name] for w in path], width)
+        kept = next(s for s in found if s.step == steps and s.width == width)
+        torch.testing.assert_close(kept.weights[name], exact, rtol=1e-5, atol=1e-6)
+    between = ema.reconstruct(found, width=0.12)[name]
+    exact = ema.track([w[name] for w in path], 0.12)
+    moved = float((path[-1][name] - path[0][name]).abs().max())
+    assert float((between - exact).abs().max()) < 0.02 * moved
+
+    trainer, _ = make(tmp_path / "path", ema_std=widths, steps=14)
+    with pytest.raises(PerrinError, match="started with others or none"):
+        trainer.run()
+    with pytest.raises(PerrinError, match="relative width"):
+        make(tmp_path / "new", ema_std=(0.5,))
 
 
 @pytest.mark.parametrize(("stops", "save_every"), [((0,), 1000), ((5,), 4), ((10,), 1000), ((2, 3, 8), 4)])

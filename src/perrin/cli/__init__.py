@@ -173,6 +173,11 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--batch", type=int, help="samples per step (default 512 on a GPU, 32 on a CPU)")
         parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3, 2e-4 from a bundle)")
+        parser.add_argument(
+            "--ema-std",
+            metavar="X,Y",
+            help="relative widths of power-function averages to keep for later (0.05,0.10)",
+        )
         parser.add_argument("--seed", type=_seed, default=0, help="of weights, batches and noise (default 0)")
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
         parser.add_argument("--devices", default="1", help="how many GPUs, or auto for all (default 1)")

@@ -12,6 +12,7 @@ from perrin.core.denoiser import (
     NetworkDenoiser,
     PredictionHead,
     TangentHead,
+    network_passes,
 )
 from perrin.core.guides import ClassifierFree, classifier_free
 from perrin.core.layout import Dense, Layout, Layouts, Padded, Pairs, Ragged
@@ -155,6 +156,7 @@ __all__ = [
     "ZeroTerminalSNR",
     "classifier_free",
     "make_plan",
+    "network_passes",
     "plan_steps",
     "sample",
     "sample_seeds",

@@ -45,6 +45,19 @@ def check(denoiser: Denoiser, plan: Plan) -> None:
         method(plan)
 
 
+def passes(denoiser: Denoiser) -> int:
+    """Forward passes of the network in one call of the denoiser: its own `passes` if it says so (guides do), else 1.
+
+    Backward passes (gradients of guides) are not counted, nor is what is no denoiser (a regressor, a measurement).
+    """
+    return getattr(denoiser, "passes", 1)
+
+
+def network_passes(denoiser: Denoiser, plan: Plan) -> int:
+    """Forward passes of the network that running the plan makes: `plan.nfe` calls of the denoiser, `passes` in each."""
+    return plan.nfe * passes(denoiser)
+
+
 class Head(ABC):
     """Between a field and the network: scales the input, interprets the output."""
 

@@ -126,8 +126,9 @@ class Padded(Layout):
         width = int(sizes.max()) if width is None else width
         return cls(torch.arange(width, device=sizes.device) < sizes[:, None])
 
-    def _mask_like(self, x: Tensor) -> Tensor:
-        return self.mask.reshape(*self.mask.shape, *([1] * (x.ndim - 2)))
+    @cached_property
+    def _outside(self) -> Tensor:
+        return ~self.mask
 
     def expand(self, values: Tensor, like: Tensor) -> Tensor:
         return values.reshape(-1, *([1] * (like.ndim - 1)))
@@ -144,7 +145,8 @@ class Padded(Layout):
         return self.mask.sum(dim=1)
 
     def restrict(self, x: Tensor) -> Tensor:
-        return x.masked_fill(~self._mask_like(x), 0)  # not a product: padding may hold NaN
+        outside = self._outside.reshape(*self.mask.shape, *([1] * (x.ndim - 2)))
+        return x.masked_fill(outside, 0)  # not a product: padding may hold NaN
 
     def count(self, features: int) -> int:
         return self.mask.shape[1] * features
@@ -177,8 +179,17 @@ class Pairs(Layout):
         both = self.mask[:, :, None] & self.mask[:, None, :]
         return both & ~torch.eye(self.mask.shape[1], dtype=torch.bool, device=self.mask.device)
 
-    def _mask_like(self, x: Tensor) -> Tensor:
-        return self.pair_mask().reshape(*x.shape[:3], *([1] * (x.ndim - 3)))
+    @cached_property
+    def _outside(self) -> Tensor:
+        return ~self.pair_mask()
+
+    @cached_property
+    def _number(self) -> Tensor:
+        """The number of each pair of rows, `[N²]`."""
+        n = self.mask.shape[1]
+        i = torch.arange(n, device=self.mask.device)
+        high, low = torch.maximum(i[:, None], i), torch.minimum(i[:, None], i)
+        return (high * (high - 1) // 2 + low).clamp(max=max(n * (n - 1) // 2 - 1, 0)).reshape(-1)
 
     def expand(self, values: Tensor, like: Tensor) -> Tensor:
         return values.reshape(-1, *([1] * (like.ndim - 1)))
@@ -191,7 +202,8 @@ class Pairs(Layout):
         return n * (n - 1) // 2
 
     def restrict(self, x: Tensor) -> Tensor:
-        return x.masked_fill(~self._mask_like(x), 0)  # not a product: padding may hold NaN
+        outside = self._outside.reshape(*x.shape[:3], *([1] * (x.ndim - 3)))
+        return x.masked_fill(outside, 0)  # not a product: padding may hold NaN
 
     def count(self, features: int) -> int:
         n = self.mask.shape[1]
@@ -199,11 +211,8 @@ class Pairs(Layout):
 
     def place(self, flat: Tensor, features: tuple[int, ...]) -> Tensor:
         n = self.mask.shape[1]
-        i = torch.arange(n, device=flat.device)
-        high, low = torch.maximum(i[:, None], i), torch.minimum(i[:, None], i)
-        number = (high * (high - 1) // 2 + low).clamp(max=max(n * (n - 1) // 2 - 1, 0))
         rows = flat.reshape(flat.shape[0], -1, prod(features))
-        return rows[:, number.reshape(-1)].reshape(flat.shape[0], n, n, *features)
+        return rows[:, self._number].reshape(flat.shape[0], n, n, *features)
 
     def to(self, device: torch.device | str) -> Pairs:
         return Pairs(self.mask.to(device))

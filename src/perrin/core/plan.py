@@ -167,11 +167,15 @@ def make_plan(
 def _make_plan(process: Process, solver: Solver, times: Tensor | Sequence[float], decode: bool) -> Plan:
     from perrin.core.grids import checked
     from perrin.core.processes import Composite
+    from perrin.core.solvers.base import Point
 
     grid = checked(torch.as_tensor(times, dtype=torch.float64))
     fields = process.fields if isinstance(process, Composite) else {"x": process}
     clock = process.clock if isinstance(process, Composite) else process
+    for schedule in {id(f.schedule): f.schedule for f in fields.values()}.values():
+        Point.remember(schedule, grid)
     stages = solver.stages(grid, clock.schedule)
+    highest = max(max(stage.start, stage.stop) for stage in stages)
     rows, notes = {}, []
     for name, field in fields.items():
         try:
@@ -181,14 +185,13 @@ def _make_plan(process: Process, solver: Solver, times: Tensor | Sequence[float]
                 f"expected a grid on which {solver.name} is defined for field {name!r}; "
                 f"the signal or the noise vanishes inside it: start it lower, or end it above 0"
             ) from error
-        highest = max(max(stage.start, stage.stop) for stage in stages)
         if highest > field.schedule.limit and any(isinstance(row, Affine) for row in rows[name]):
             raise PlanError(
                 f"expected times up to {field.schedule.limit:g} for field {name!r} ({field.schedule}), "
                 f"but {solver.name} on this grid goes to t = {highest:g}: start the grid lower, or take the churn away"
             )
         for k, row in enumerate(rows[name]):
-            if isinstance(row, Affine) and not all(map(math.isfinite, (row.a, *row.b, row.c))):
+            if isinstance(row, Affine) and not math.isfinite(row.a + sum(row.b) + row.c):
                 raise PlanError(
                     f"expected finite coefficients for field {name!r}, row {k} of {solver.name} at t = {stages[k].start:g} "
                     f"is {row}; start the grid below t = 1, or use a solver that allows a start without signal (DDIM)"

@@ -3,8 +3,10 @@
 The rows of a plan are two or three kernels for each field; the network is hundreds. So it is the denoiser that is compiled
 or captured, and the loop stays as it is.
 
-A graph is captured once for each signature (names, shapes, dtypes of state and time; identity of condition and layouts) and
-replayed with the inputs copied into its own tensors. Outputs are copied out, because multistep rows look at old estimates.
+A graph is captured once for each signature (names, shapes, dtypes of state and time; the layouts; identity of the condition)
+and replayed with the inputs copied into its own tensors. Outputs are copied out, because multistep rows look at old
+estimates. A guide that differentiates through its denoiser is captured whole; where a graph's own input needs a gradient,
+which a replay cannot give, the denoiser runs as it is.
 Asked for on a CPU, where there are no graphs, the denoiser runs as it is: same bits, same calls.
 """
 
@@ -15,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from perrin.core.denoiser import Denoiser
+from perrin.core.denoiser import Denoiser, passes
 from perrin.core.layout import Layouts
 from perrin.core.processes import State
 
@@ -54,15 +56,18 @@ class _Capture:
         def call() -> State:
             return denoiser(self.x, self.t, previous=self.previous, **rest)
 
-        stream = torch.cuda.Stream(t.device)
-        stream.wait_stream(torch.cuda.current_stream(t.device))
-        with torch.cuda.stream(stream):  # warm-up off the main stream: workspaces and autotuning happen here
-            for _ in range(_WARM_UP):
-                call()
-        torch.cuda.current_stream(t.device).wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.out = call()
+        with torch.no_grad(), torch.cuda.device(t.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(
+                stream
+            ):  # warm-up off the main stream: workspaces and autotuning happen here
+                for _ in range(_WARM_UP):
+                    call()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.out = call()
 
     def replay(self, x: State, t: Tensor, previous: State | None) -> State:
         for k, v in self.x.items():
@@ -90,11 +95,16 @@ class GraphedDenoiser:
         self.denoiser = denoiser
         self._captures: dict[Any, _Capture] = {}
 
+    @property
+    def passes(self) -> int:
+        """Those of the denoiser."""
+        return passes(self.denoiser)
+
     def __call__(
         self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
     ) -> State:
         rest = {"condition": condition, "layouts": layouts}
-        if t.device.type != "cuda":
+        if t.device.type != "cuda" or (torch.is_grad_enabled() and any(v.requires_grad for v in x.values())):
             return self.denoiser(x, t, previous=previous, **rest)
         signature = (
             _shapes(x),
@@ -102,7 +112,7 @@ class GraphedDenoiser:
             t.dtype,
             None if previous is None else _shapes(previous),
             id(condition),
-            id(layouts),
+            tuple(layouts.items()),  # dense ones by value, others by identity
         )
         capture = self._captures.get(signature)
         if capture is None:

@@ -40,7 +40,8 @@ def sample(
     """Draw samples: from the prior (or `start`) through every row of `plan`.
 
     Arguments:
-        denoiser: estimates the clean state; called exactly `plan.nfe` times.
+        denoiser: estimates the clean state; called exactly `plan.nfe` times. A guide may make several network passes
+            in each call: `network_passes(denoiser, plan)` in all.
         process: the composite the plan was made for (a lone process is a composite with the field `"x"`).
         layouts: which rows belong to which sample, per field.
         noise: `CounterNoise(seeds)` makes sample i independent of the batch it sits in.

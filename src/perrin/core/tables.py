@@ -12,7 +12,7 @@ from perrin.core.grids import uniform
 from perrin.core.plan import PlanError, make_plan, plan_steps
 from perrin.core.processes import Categorical, Composite, Gaussian, Process, Rotation, Torus
 from perrin.core.schedules import EDM, SCHEDULES, Power
-from perrin.core.solvers import DDIM, SOLVERS, Euler, Heun, Solver, TimeTravel
+from perrin.core.solvers import DDIM, SOLVERS, Euler, Heun, Restart, Solver, TimeTravel
 
 _START = 0.99
 
@@ -74,6 +74,7 @@ def refusals() -> str:
             "a budget for two evaluations inside time travel",
             lambda: plan_steps(flow, TimeTravel(solver=Heun()), 8),
         ),
+        ("the same inside restart", lambda: plan_steps(flow, Restart(solver=Heun()), 16)),
     ]
     for name, solver in SOLVERS.items():
         for key, schedule in SCHEDULES.items():
@@ -100,8 +101,10 @@ further: a better start costs more evaluations.
 
 {processes}
 
-`steps` asked through `plan_steps` is always the number of evaluations made: a method of two evaluations for each interval
-takes the first one with one evaluation where the budget is even, and solvers that insert rows make fewer of them.
+`steps` asked through `plan_steps` is always the number of evaluations of the denoiser that are made and reported
+(`plan.nfe`): a method of two evaluations for each interval takes the first one with one evaluation where the budget is even,
+and solvers that insert rows make fewer of them. A guide makes more than one network pass in an evaluation;
+`network_passes` says how many in all.
 
 ## What is refused
 

@@ -7,13 +7,8 @@
     assert_denoiser(my_denoiser, process, layouts_of)
     assert_batch_invariant(my_denoiser, process, plan, layouts_of)
 
-The oracles know the data's distribution, so that every number a sampler makes has a right answer:
-
-- `GaussianMixture`: `p(x_0) = Σ_k w_k N(μ_k, s_k²)`. With `v_k = α² s_k² + σ²` and responsibilities
-  `r_k ∝ w_k N(x_t; α μ_k, v_k)`, the posterior mean is `E[x_0 | x_t] = Σ_k r_k (μ_k + α s_k² / v_k (x_t − α μ_k))`.
-- `CategoricalTable`: any joint distribution over a few positions; the posterior by enumeration.
-- `TorusMixture`, `RotationMixture`: mixtures of wrapped normals and of IGSO(3), in `perrin.core.oracles`.
-- `output_std`: the exact standard deviation that a solver gives on Gaussian data, where every step is linear.
+The oracles (`GaussianMixture`, `CategoricalTable`, `TorusMixture`, `RotationMixture`) are those of `perrin.core.oracles`;
+`output_std` is the exact standard deviation that a solver gives on Gaussian data, where every step is linear.
 
 Only torch and the standard library are needed, so that plug-ins can be tested wherever they run.
 """
@@ -22,20 +17,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from perrin.core import so3
-from perrin.core.denoiser import Denoiser
-from perrin.core.layout import Dense, Layout, Layouts, Padded, Pairs, Ragged
+from perrin.core.denoiser import Denoiser, passes
+from perrin.core.layout import Dense, Layout, Layouts, Pairs
 from perrin.core.noise import CounterNoise, Noise, sample_seeds
+from perrin.core.oracles import CategoricalTable as CategoricalTable
+from perrin.core.oracles import GaussianMixture as GaussianMixture
 from perrin.core.oracles import RotationMixture as RotationMixture
 from perrin.core.oracles import TorusMixture as TorusMixture
+from perrin.core.parts import split, take, take_field, tile, tile_field
 from perrin.core.plan import Plan, make_plan, plan_steps
 from perrin.core.processes import Categorical, Clean, Composite, Gaussian, Process, Rotation, State, Torus
 from perrin.core.sampling import sample
@@ -43,133 +39,6 @@ from perrin.core.schedules import Schedule
 from perrin.core.solvers import DDPM, Solver
 
 _F64 = torch.float64
-
-
-# ---------------------------------------------------------------------------------------------------------- oracles
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianMixture:
-    """A mixture of K Gaussians in D dimensions, each with a standard deviation of its own.
-
-    Arguments:
-        means: `μ`, `[K, D]`.
-        stds: `s`, `[K]`.
-        weights: `w`, `[K]`, positive; normalised here.
-    """
-
-    means: Tensor
-    stds: Tensor
-    weights: Tensor
-
-    @classmethod
-    def example(cls, dtype: torch.dtype = _F64) -> GaussianMixture:
-        """Three components in the plane, unequal and overlapping: the standard problem of Perrin's tests."""
-        means = torch.tensor([[1.5, 0.0], [-1.0, 1.0], [0.0, -1.5]], dtype=dtype)
-        stds, weights = torch.tensor([0.5, 0.4, 0.6], dtype=dtype), torch.tensor([0.5, 0.3, 0.2], dtype=dtype)
-        return cls(means, stds, weights)
-
-    @classmethod
-    def gaussian(
-        cls, std: float, dim: int = 1, mean: float = 0.0, dtype: torch.dtype = _F64
-    ) -> GaussianMixture:
-        """One component: `N(mean, std²)` in every dimension."""
-        means, one = torch.full((1, dim), mean, dtype=dtype), torch.ones(1, dtype=dtype)
-        return cls(means, std * one, one)
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """`n` draws, `[n, D]`."""
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
-        return self.means[k] + self.stds[k, None] * z
-
-    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Offsets `x − α μ_k` `[B, K, D]`, variances `v_k` `[B, K]` and log joint densities `[B, K]`."""
-        alpha, sigma = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
-        offset = x[:, None] - alpha[..., None] * self.means
-        v = (alpha * self.stds) ** 2 + sigma**2
-        log_w = torch.log(self.weights / self.weights.sum())
-        d = self.means.shape[1]
-        return offset, v, log_w - 0.5 * (offset.square().sum(-1) / v + d * torch.log(2 * math.pi * v))
-
-    def log_density(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
-        """`log p(x_t)` in nats, `[B]`, for `x` `[B, D]`; of the data themselves with the defaults."""
-        a, s = (torch.as_tensor(v, dtype=x.dtype) for v in (alpha, sigma))
-        return torch.logsumexp(self._components(x, a, s)[2], dim=1)
-
-    def posterior_mean(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-        """`E[x_0 | x_t]`, `[B, D]`; `alpha` and `sigma` are numbers or `[B]`."""
-        a, s = (torch.as_tensor(v, dtype=x.dtype) for v in (alpha, sigma))
-        offset, v, log_joint = self._components(x, a, s)
-        means = self.means + (a.reshape(-1, 1) * self.stds**2 / v)[..., None] * offset
-        return (torch.softmax(log_joint, dim=1)[..., None] * means).sum(dim=1)
-
-    def denoiser(self, schedule: Schedule, *, field: str = "x") -> Denoiser:
-        """The exact denoiser of a `Dense` field of shape `[B, D]`."""
-
-        def denoise(
-            x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
-        ) -> State:
-            return {field: self.posterior_mean(x[field], schedule.alpha(t), schedule.sigma(t))}
-
-        return denoise
-
-    def flow(self, x: Tensor, schedule: Schedule, start: float, stop: float, *, steps: int = 400) -> Tensor:
-        """The probability-flow ODE from time `start` to `stop > 0`: a reference that shares nothing with the solvers.
-
-        In `y = x/α` and `ℓ = log(σ/α)` it is `dy/dℓ = y − E[x_0]`, solved by the classical Runge–Kutta method of order 4.
-        """
-        ends = torch.tensor([start, stop], dtype=_F64)
-        l, (a0, a1) = (-schedule.lam(ends)).tolist(), schedule.alpha(ends).tolist()
-        h = (l[1] - l[0]) / steps
-
-        def f(y: Tensor, at: float) -> Tensor:
-            return y - self.posterior_mean(y, 1.0, math.exp(at))
-
-        y = x / a0
-        for i in range(steps):
-            at = l[0] + i * h
-            k1 = f(y, at)
-            k2 = f(y + h / 2 * k1, at + h / 2)
-            k3 = f(y + h / 2 * k2, at + h / 2)
-            y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + f(y + h * k3, at + h))
-        return y * a1
-
-
-@dataclass(frozen=True, eq=False)
-class CategoricalTable:
-    """A joint distribution over n positions of K categories, small enough to enumerate.
-
-    Arguments:
-        table: probabilities, `[K, …, K]` with n axes.
-    """
-
-    table: Tensor
-
-    @property
-    def states(self) -> Tensor:
-        """Every state, `[K^n, n]`, in the order of `table.flatten()`."""
-        return torch.tensor(list(product(range(self.table.shape[0]), repeat=self.table.ndim)))
-
-    def posterior(self, x_t: Tensor, process: Categorical, t: Tensor) -> Tensor:
-        """Exact marginals `p(x_0[i] | x_t)`, `[B, n, K]`, for `x_t` `[B, n]` and `t` `[B]`."""
-        states, k = self.states, self.table.shape[0]
-        alpha = process.schedule.alpha(t.to(_F64)).reshape(-1, 1, 1)
-        prior = torch.tensor(process.prior_probabilities, dtype=_F64)
-        likelihood = alpha * (states[None] == x_t[:, None]) + (1 - alpha) * prior[x_t][:, None]  # [B, S, n]
-        joint = self.table.flatten().to(_F64) * likelihood.prod(dim=-1)
-        marginals = torch.einsum("bs,snk->bnk", joint, torch.nn.functional.one_hot(states, k).to(_F64))
-        return marginals / marginals.sum(dim=-1, keepdim=True)
-
-    def denoiser(self, process: Categorical, *, field: str = "x") -> Denoiser:
-        """The exact per-position denoiser of a `Dense` field of shape `[B, n]`: what a perfect network would give."""
-
-        def denoise(
-            x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
-        ) -> State:
-            return {field: torch.log(self.posterior(x[field], process, t))}
-
-        return denoise
 
 
 class _BasisNoise(Noise):
@@ -226,6 +95,11 @@ class CountedDenoiser:
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
         self.times: list[float] = []
+
+    @property
+    def passes(self) -> int:
+        """Those of the denoiser."""
+        return passes(self.denoiser)
 
     def __call__(
         self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
@@ -513,49 +387,6 @@ def assert_batch_invariant(
             assert gap <= tolerance, (
                 f"sample {i}, field {name!r}: differs by {gap:.3g} between batches of {count} and {batch}"
             )
-
-
-# -------------------------------------------------------------------------------------------------- parts of batches
-
-
-def split(layout: Layout, x: Tensor) -> list[Tensor]:
-    """A field's real rows, sample by sample."""
-    if isinstance(layout, Padded):
-        return [v[m] for v, m in zip(x, layout.mask, strict=True)]
-    if isinstance(layout, Pairs):
-        return [v[m][:, m] for v, m in zip(x, layout.mask, strict=True)]
-    if isinstance(layout, Ragged):
-        return [x[layout.index == i] for i in range(layout.batch)]
-    return list(x)
-
-
-def take(layout: Layout, i: int) -> Layout:
-    """The layout of sample `i` alone; padding is kept."""
-    if isinstance(layout, Padded | Pairs):
-        return type(layout)(layout.mask[i : i + 1])
-    if isinstance(layout, Ragged):
-        return Ragged(torch.zeros_like(layout.index[layout.index == i]), 1)
-    return Dense(1)
-
-
-def take_field(layout: Layout, x: Tensor, i: int) -> Tensor:
-    """Sample `i` of a field, as a batch of one."""
-    return x[layout.index == i] if isinstance(layout, Ragged) else x[i : i + 1]
-
-
-def tile(layout: Layout, copies: int) -> Layout:
-    """The layout of the batch repeated `copies` times."""
-    if isinstance(layout, Padded | Pairs):
-        return type(layout)(layout.mask.repeat(copies, 1))
-    if isinstance(layout, Ragged):
-        shift = torch.arange(copies).repeat_interleave(len(layout.index)) * layout.batch
-        return Ragged(layout.index.repeat(copies) + shift, layout.batch * copies)
-    return Dense(layout.batch * copies)
-
-
-def tile_field(layout: Layout, x: Tensor, copies: int) -> Tensor:
-    """A field repeated `copies` times along its first axis."""
-    return x.repeat(copies, *([1] * (x.ndim - 1)))
 
 
 def _draws(layout: Layout, x: Tensor, copies: int) -> Tensor:

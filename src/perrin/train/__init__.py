@@ -1,8 +1,9 @@
 """The trainer: a task from a modality, a loop on Lightning Fabric, checkpoints that resume exactly."""
 
+from perrin.train.averages import snapshots
 from perrin.train.batches import BatchPlan
 from perrin.train.checkpoint import Checkpoint
 from perrin.train.options import TrainOptions
 from perrin.train.trainer import Task, Trainer
 
-__all__ = ["BatchPlan", "Checkpoint", "Task", "TrainOptions", "Trainer"]
+__all__ = ["BatchPlan", "Checkpoint", "Task", "TrainOptions", "Trainer", "snapshots"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ class Checkpoint:
 
     Arguments:
         step: optimizer steps done.
-        tensors: `model.*`, `ema.*` and the optimizers' moments (`exp_avg.*`, `exp_avg_sq.*`, `momentum.*`) by parameter name.
+        tensors: `model.*`, `ema.*` and the optimizers' moments (`exp_avg.*`, `exp_avg_sq.*`, `momentum.*`) by parameter name,
+            and `power.<width>.*` if asked for.
         config: what must be the same for the run to go on (the model's configuration and the options).
         seconds: time trained so far.
     """
@@ -43,10 +44,11 @@ class Checkpoint:
         optimizers: Sequence[torch.optim.Optimizer],
         config: dict[str, Any],
         seconds: float = 0.0,
+        more: Mapping[str, Tensor] | None = None,
     ) -> Checkpoint:
-        """Copy the state to the CPU."""
+        """Copy the state to the CPU, and `more` as it is named."""
         tensors: dict[str, Tensor] = {f"model.{k}": p for k, p in model.named_parameters()}
-        tensors |= {f"ema.{k}": p for k, p in ema.items()}
+        tensors |= {f"ema.{k}": p for k, p in ema.items()} | dict(more or {})
         for name, p in model.named_parameters():
             for state in (o.state.get(p, {}) for o in optimizers):
                 tensors |= {f"{m}.{name}": state[m] for m in _MOMENTS if m in state}

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from perrin.core.ema import exponent
 from perrin.errors import PerrinError
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -28,6 +29,7 @@ class TrainOptions:
         weight_decay: decoupled, on matrices only.
         clip: largest norm of the gradient.
         ema: decay of the moving average of the weights, reached after a warm-up.
+        ema_std: relative widths of power-function averages to keep beside it, for `perrin.core.ema.reconstruct`.
         seed: of weights, batches, times and noise.
         precision: `32-true` or `bf16-mixed`.
         log_every, save_every: steps between lines of `metrics.jsonl` and between checkpoints.
@@ -46,6 +48,7 @@ class TrainOptions:
     weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.9995
+    ema_std: tuple[float, ...] = ()
     seed: int = 0
     precision: str = "32-true"
     log_every: int = 50
@@ -69,6 +72,12 @@ class TrainOptions:
             raise PerrinError(f"expected ema of at least 0 and below 1, given {self.ema}")
         if self.optimizer not in OPTIMIZERS:
             raise PerrinError(f"expected optimizer {' or '.join(OPTIMIZERS)}, given {self.optimizer!r}")
+        object.__setattr__(self, "ema_std", tuple(self.ema_std))  # JSON has lists
+        for width in self.ema_std:
+            try:
+                exponent(width)
+            except ValueError as error:
+                raise PerrinError(f"{error}: choose other widths for --ema-std") from error
         if self.precision not in PRECISIONS:
             raise PerrinError(f"expected precision {' or '.join(PRECISIONS)}, given {self.precision!r}")
 

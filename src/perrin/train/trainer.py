@@ -18,8 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from perrin.core.ema import PowerAverage
 from perrin.errors import PerrinError
 from perrin.run.signals import Interrupted, stop_on_signal
+from perrin.train import averages
 from perrin.train.checkpoint import Checkpoint
 from perrin.train.graphs import GraphedGradients, side_stream
 from perrin.train.muon import Muon
@@ -108,7 +110,8 @@ class Trainer:
             self.task.compile()
         optimizers = make_optimizers(bare, options, fused=fabric.device.type == "cuda")
         ema = {k: p.detach().clone() for k, p in bare.named_parameters()}
-        start, before = self._resume(bare, ema, optimizers)
+        power = averages.averages(bare, options.ema_std)
+        start, before = self._resume(bare, ema, optimizers, power)
         begin = time.perf_counter()
         graphs = options.cuda_graphs and fabric.device.type == "cuda"
         many = fabric.world_size > 1
@@ -150,13 +153,21 @@ class Trainer:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                 torch._foreach_lerp_(average, live, 1 - options.ema_decay(step))
+                if power is not None:
+                    power.update(dict(bare.named_parameters()), step + 1)
                 done = step + 1
                 over = options.used(done, seconds) >= 1
                 log(step, losses, norm, lr, last=over)
                 stopped = signal if many else stop.number or 0
                 if stopped or over or done % options.save_every == 0:
                     check_finite(float(losses["loss"]), done)
-                    self._save(done, bare, ema, optimizers, before + time.perf_counter() - begin)
+                    self._save(done, bare, ema, optimizers, before + time.perf_counter() - begin, power)
+                    if (
+                        power is not None
+                        and fabric.global_rank == 0
+                        and (over or done % options.save_every == 0)
+                    ):
+                        averages.write_snapshot(self.folder, power, done)
                 if over:
                     break
                 if stopped:
@@ -193,12 +204,18 @@ class Trainer:
         return heard[0][0], int(max(row[1] for row in heard))
 
     def _resume(
-        self, model: nn.Module, ema: dict[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+        self,
+        model: nn.Module,
+        ema: dict[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        power: PowerAverage | None,
     ) -> tuple[int, float]:
         found = self.check()
         if found is None:
             return 0, 0.0
         found.restore(model, ema, optimizers)
+        if power is not None:
+            averages.restore(power, found.tensors, self.folder)
         self.fabric.print(f"going on from step {found.step} in {self.folder}", file=sys.stderr)
         return min(found.step, self.options.steps), found.seconds
 
@@ -209,9 +226,11 @@ class Trainer:
         ema: dict[str, Tensor],
         optimizers: Sequence[torch.optim.Optimizer],
         seconds: float,
+        power: PowerAverage | None,
     ) -> None:
         if self.fabric.global_rank == 0:
-            Checkpoint.capture(step, model, ema, optimizers, self.config, seconds).save(self.folder)
+            more = averages.tensors(power) if power is not None else None
+            Checkpoint.capture(step, model, ema, optimizers, self.config, seconds, more).save(self.folder)
         self.fabric.barrier()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perrin.core.denoiser import Denoiser, check
+from perrin.core.denoiser import Denoiser, check, passes
 from perrin.core.layout import Layout, Layouts
 from perrin.core.plan import Plan
 from perrin.core.processes import State
@@ -91,6 +91,11 @@ class ClassifierFree:
     def __post_init__(self) -> None:
         _valid(self.interval, self.rescale)
 
+    @property
+    def passes(self) -> int:
+        """Two evaluations of the denoiser."""
+        return 2 * passes(self.denoiser)
+
     def check(self, plan: Plan) -> None:
         """Whatever the denoiser has against the plan."""
         check(self.denoiser, plan)
@@ -140,6 +145,11 @@ class AutoGuidance:
 
     def __post_init__(self) -> None:
         _valid(self.interval)
+
+    @property
+    def passes(self) -> int:
+        """One evaluation of each model."""
+        return passes(self.denoiser) + passes(self.weak)
 
     def check(self, plan: Plan) -> None:
         """Whatever either denoiser has against the plan."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perrin.core.denoiser import Denoiser, check
+from perrin.core.denoiser import Denoiser, check, passes
 from perrin.core.guides.contrast import per_sample
 from perrin.core.layout import Layouts
 from perrin.core.plan import Plan, PlanError
@@ -63,6 +63,11 @@ class _GradientGuide:
     schedules: Mapping[str, Schedule]
     scale: float = 1.0
     limit: float | None = None
+
+    @property
+    def passes(self) -> int:
+        """Those of the denoiser."""
+        return passes(self.denoiser)
 
     def check(self, plan: Plan) -> None:
         """`PlanError` where no signal is left."""

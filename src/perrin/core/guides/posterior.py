@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perrin.core.denoiser import Denoiser, check
+from perrin.core.denoiser import Denoiser, check, passes
 from perrin.core.guides.operators import Map, Operator
 from perrin.core.layout import Layouts, Ragged
 from perrin.core.plan import Plan, PlanError
@@ -115,6 +115,11 @@ class Posterior(ABC):
 
     differentiates = True
     """Whether the guide needs `J`."""
+
+    @property
+    def passes(self) -> int:
+        """Those of the denoiser."""
+        return passes(self.denoiser)
 
     def check(self, plan: Plan) -> None:
         """`PlanError` where no signal is left: `σ²/α` is infinite there."""

@@ -49,7 +49,7 @@ class Process(ABC):
         name: str,
         step: int,
     ) -> Tensor:
-        """Run one row. `estimates` are the denoiser's, newest first."""
+        """Run one row, which is not `None`. `estimates` are the denoiser's, newest first."""
 
     def takes_order(self, order: int) -> bool:
         """Whether rows of this order mean anything for the process."""

@@ -131,8 +131,6 @@ class Categorical(Process):
         name: str,
         step: int,
     ) -> Tensor:
-        if row is None:
-            return x
         assert isinstance(row, Jump)
         if row.alpha_stop < row.alpha_start:  # churn: forward, keep with probability α_s / α_t
             u = noise.uniform(layout, (*self.features, 2), field=name, step=step)

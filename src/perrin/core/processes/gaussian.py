@@ -145,8 +145,6 @@ class Gaussian(Process):
         name: str,
         step: int,
     ) -> Tensor:
-        if row is None:
-            return x
         assert isinstance(row, Affine)
         # the projection of the sum is the sum of the projections: the noise needs none of its own
         xi = noise.normal(layout, self.features, field=name, step=step) if row.c else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from perrin.core import igso3, so3
 from perrin.core.layout import Layout
 from perrin.core.noise import Noise
-from perrin.core.plan import Affine, Row, Stage
+from perrin.core.plan import Affine, Row, Stage, affine
 from perrin.core.processes.base import PRIOR_STEP, Process
 from perrin.core.processes.tangent import exploding, tangent_rows
 from perrin.core.schedules import EDM, Schedule
@@ -84,12 +84,7 @@ class Rotation(Process):
         name: str,
         step: int,
     ) -> Tensor:
-        if row is None:
-            return x
         assert isinstance(row, Affine)
-        v = torch.zeros_like(x[..., :3])
-        for b, estimate in zip(row.b, estimates, strict=False):
-            v = v + b * estimate
-        if row.c:
-            v = v + row.c * noise.normal(layout, (*self.features, 3), field=name, step=step).to(x.dtype)
+        xi = noise.normal(layout, (*self.features, 3), field=name, step=step) if row.c else None
+        v = affine(torch.zeros_like(x[..., :3]), row, estimates, xi)
         return self.project(so3.multiply(x, so3.exp(v)), layout)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from perrin.core.layout import Layout
 from perrin.core.noise import Noise
-from perrin.core.plan import Affine, Row, Stage
+from perrin.core.plan import Affine, Row, Stage, affine
 from perrin.core.processes.base import PRIOR_STEP, Process
 from perrin.core.processes.tangent import exploding, tangent_rows
 from perrin.core.schedules import EDM, Schedule
@@ -120,12 +120,6 @@ class Torus(Process):
         name: str,
         step: int,
     ) -> Tensor:
-        if row is None:
-            return x
         assert isinstance(row, Affine)
-        out = x
-        for b, estimate in zip(row.b, estimates, strict=False):
-            out = out + b * estimate
-        if row.c:
-            out = out + row.c * noise.normal(layout, self.features, field=name, step=step).to(x.dtype)
-        return self.project(out, layout)
+        xi = noise.normal(layout, self.features, field=name, step=step) if row.c else None
+        return self.project(affine(x, row, estimates, xi), layout)

@@ -65,6 +65,16 @@ class Point:
             )  # the schedule is held, so that its identity stays taken
         return point
 
+    @classmethod
+    def remember(cls, schedule: Schedule, times: Tensor) -> None:
+        """Inside `points_remembered`: ask for all of `times` (float64) in one go."""
+        known = _points.get()
+        if known is None:
+            return
+        values = (schedule.alpha, schedule.sigma, schedule.alpha_rate, schedule.sigma_rate)
+        for t, *v in zip(times.tolist(), *(f(times).tolist() for f in values), strict=True):
+            known[id(schedule), t] = (schedule, cls(*v))
+
     @property
     def lam(self) -> float:
         if self.alpha <= 0:
@@ -98,18 +108,27 @@ def moments(h: float, count: int) -> list[float]:
         for k in range(1, count):
             w.append(1 - k * w[-1] / h)
         return w
-    out = []  # the recurrence cancels where h is small; this alternating series does not
-    for k in range(count):
-        term, total = h / (k + 1), 0.0
-        for j in range(1, 40):
-            total += term
-            term *= -h / (k + 1 + j)
-        out.append(total)
-    return out
+    # upwards the recurrence cancels where h is small; the alternating series of the highest does not, nor does the way down
+    k = count - 1
+    term = total = h / (k + 1)
+    j = 1
+    while abs(term) > 1e-17 * total:
+        term *= -h / (k + 1 + j)
+        total += term
+        j += 1
+    w = [total]
+    for k in range(count - 1, 0, -1):
+        w.append(h * (1 - w[-1]) / k)
+    return w[::-1]
 
 
 def quadrature(nodes: Sequence[float], w: Sequence[float]) -> list[float]:
     """Weights `b_j` with `Σ_j b_j θ_j^k = w_k`: the integral of the Lagrange polynomial through `nodes`."""
+    if len(nodes) == 1:
+        return [w[0]]
+    if len(nodes) == 2:
+        b = (w[1] - nodes[0] * w[0]) / (nodes[1] - nodes[0])
+        return [w[0] - b, b]
     out = []
     for j, node in enumerate(nodes):
         basis = [1.0]  # coefficients of ℓ_j, lowest power first

@@ -62,10 +62,11 @@ class Multistep(Solver):
         steps = [math.inf if e == 0 else -math.log(e) for e in map(shrink, points, points[1:])]
         out: list[Affine] = []
         before: list[float] = []  # the predictor's weights in the row before, α included
+        most = max(self.predictor_order, self.corrector_order, 2)
         for i, (p, q) in enumerate(pairwise(points)):
             h, tau2 = steps[i], self.stochasticity(stages[i].start) ** 2
             known = 1  # estimates that are a finite step apart
-            while known <= i and math.isfinite(steps[i - known]):
+            while known <= i and known < most and math.isfinite(steps[i - known]):
                 known += 1
             e = math.exp(-tau2 * h) if tau2 else 1.0
             a = q.sigma / p.sigma * e
@@ -161,8 +162,10 @@ class DPMSolverPP2M(Multistep):
         return float(self.sde)
 
     def moments(self, h: float, count: int, *, corrector: bool) -> list[float]:
-        w = moments(h, count)
-        return [w[0], w[0] / 2] if count == 2 else w
+        if count != 2:
+            return moments(h, count)
+        w = moments(h, 1)[0]
+        return [w, w / 2]
 
 
 @dataclass(frozen=True)
@@ -272,8 +275,10 @@ class UniPC(Multistep):
         return self.p + 1
 
     def moments(self, h: float, count: int, *, corrector: bool) -> list[float]:
-        w = moments(h, count)
-        return [w[0], w[0] / 2] if count == 2 else w
+        if count != 2:
+            return moments(h, count)
+        w = moments(h, 1)[0]
+        return [w, w / 2]
 
 
 @dataclass(frozen=True, kw_only=True)

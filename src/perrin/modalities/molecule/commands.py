@@ -198,6 +198,7 @@ def train(a: Namespace) -> None:
         warmup=min(400, max(1, steps // 10)),
         cooldown=0.45,
         ema=0.999,
+        ema_std=_widths(a.ema_std),
         seed=a.seed,
         precision="bf16-mixed" if cuda else "32-true",
         log_every=a.log_every or (50 if cuda else 10),
@@ -240,6 +241,16 @@ def train(a: Namespace) -> None:
             training=training,
         )
         print(f"bundle in {out}: perrin sample {out} -n 100 -o molecules.sdf")
+
+
+def _widths(text: str | None) -> tuple[float, ...]:
+    """`0.05,0.10` as numbers."""
+    try:
+        return tuple(float(word) for word in text.split(",")) if text else ()
+    except ValueError as error:
+        raise PerrinError(
+            f"expected numbers with commas for --ema-std, given {text!r}: write 0.05,0.10"
+        ) from error
 
 
 def evaluate(a: Namespace) -> None:
