@@ -58,7 +58,8 @@ class RelaxOptions:
     def __post_init__(self) -> None:
         if self.count < 1 or self.max_steps < 1 or not self.fmax > 0:
             raise PerrinError(
-                f"expected at least 1 molecule and 1 step and a force above 0, given {self.count}, {self.max_steps}, {self.fmax}"
+                "expected to relax at least 1 molecule by at least 1 step to a force above 0 eV/Å, given "
+                f"{self.count}, {self.max_steps} and {self.fmax}"
             )
 
 
@@ -151,13 +152,14 @@ def aligned_rmsd(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def relax_metrics(results: Sequence[Relaxed]) -> Metrics:
-    """Medians (with failures as the largest values), the mean of what succeeded, and the shares of failed and broken."""
+    """Medians (with failures as the largest values), means of what succeeded, and the shares of failed and broken."""
     good = [r for r in results if not r.failure]
     return {
         "energy_drop": median([r.drop for r in results]),
         "rmsd": median([r.rmsd for r in results]),
         "rmsd_heavy": median([r.rmsd_heavy for r in results]),
         "mean_energy_drop": mean([r.drop for r in good]),
+        "mean_rmsd": mean([r.rmsd for r in good]),
         "failed": proportion([bool(r.failure) for r in results]),
         "broken": proportion([r.broken for r in good]),
     }
