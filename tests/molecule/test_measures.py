@@ -382,6 +382,15 @@ def test_measures_in_one_result(some: list[Molecule], reference: Reference) -> N
     assert json.dumps(again) == json.dumps(result["measures"])
 
 
+def test_protocols_do_not_depend_on_workers(some: list[Molecule]) -> None:
+    broken = molecule([6, 1], [[0, 0, 0], [1, 0, 0]], [(0, 1, 3)])
+    many = [*some, broken] * 320
+    assert evaluate(many, workers=2) == evaluate(many)
+    bare = [*many, replace(broken, bonds=None)]
+    with pytest.raises(PerrinError, match=f"none in molecule {len(bare)} "):
+        evaluate(bare, "bonds", workers=2)
+
+
 def test_relaxation_draws_sound_molecules_by_its_seed(some: list[Molecule]) -> None:
     from perrin.modalities.molecule.metrics.measures import _eligible
 

@@ -259,6 +259,8 @@ def evaluate(a: Namespace) -> None:
         raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
     if a.workers is not None:
         check_count(a.workers, "--workers")
+    if a.json and Path(a.json).is_dir():  # said before the work, which may take long
+        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
     measures = _measures(a)
     molecules = read_molecules(a.file)
     data = qm9_reference() if a.like or a.all or measures.needs_reference else None

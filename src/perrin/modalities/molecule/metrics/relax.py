@@ -56,7 +56,7 @@ class RelaxOptions:
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.max_steps < 1 or not self.fmax > 0:
+        if self.count < 1 or self.max_steps < 1 or not 0 < self.fmax < float("inf"):
             raise PerrinError(
                 "expected to relax at least 1 molecule by at least 1 step to a force above 0 eV/Å, given "
                 f"{self.count}, {self.max_steps} and {self.fmax}"

@@ -84,7 +84,7 @@ def evaluate(
         label: name of this set in the table.
         measures: what else to measure (`metrics.measures`), which needs the packages of the extra `evaluate`.
         data: real molecules for those measures.
-        workers: processes for them.
+        workers: processes of one thread each; the numbers do not depend on it.
         show: their progress on standard error.
 
     Returns:
@@ -114,12 +114,40 @@ def evaluate(
     }
     for name in PROTOCOLS if protocol == "both" else (protocol,):
         judge, summarise = judges[name]
-        metrics = combine([summarise(judge(part), known) for part in parts])
+        metrics = combine([summarise(_judged(judge, part, workers), known) for part in parts])
         notes = [NOTES[key] for key in ("unique", "novel") if key in metrics]
         result["protocols"][name] = {"title": TITLES[name], "metrics": metrics, "notes": notes}
     if measures:
         result |= {"measures": costly, "reference": data.name if data else None}
     return result
+
+
+_CHUNK = 2000
+_WORK: dict[str, Any] = {}
+
+
+def _judged(judge: Callable[[Sequence[Molecule]], Rows], part: Sequence[Molecule], workers: int) -> Rows:
+    """The protocol's rows, in several processes where that pays."""
+    from perrin.run.pool import map_unordered
+
+    if workers <= 1 or len(part) < 2 * _CHUNK:
+        return judge(part)
+    starts = range(0, len(part), _CHUNK)
+    found = map_unordered(_run, starts, workers=workers, setup=_setup, arguments=(judge, part))
+    try:
+        rows = dict(found)
+    except PerrinError:
+        return judge(part)  # says which molecule of the whole part is wrong
+    return [row for start in starts for row in rows[start]]
+
+
+def _setup(judge: Callable[[Sequence[Molecule]], Rows], part: Sequence[Molecule]) -> None:
+    _WORK.update(judge=judge, part=part)
+
+
+def _run(start: int) -> Rows:
+    rows: Rows = _WORK["judge"](_WORK["part"][start : start + _CHUNK])
+    return rows
 
 
 def split_groups(molecules: Sequence[Any], groups: int | None = None) -> list[list[Molecule]]:
@@ -190,7 +218,7 @@ def _bonds_metrics(rows: Rows, known: set[str] | None) -> Metrics:
 
 
 def tables(result: Mapping[str, Any], *, published: bool = True) -> list[Any]:
-    """One `rich.table.Table` per protocol, this set in per cent with standard errors, then published rows; one per measure."""
+    """A `rich.table.Table` per protocol, in per cent with standard errors and published rows; then one per measure."""
     from rich.table import Table
 
     built = []
