@@ -308,7 +308,7 @@ def speed(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def cpu_speed(a: argparse.Namespace, steps: int) -> dict[str, Any]:
     """The command that a user types, best of three: start-up and writing included, and the sampling alone."""
-    count, rows = (100 if a.quick else 200), []
+    count, rows = 100, []
     with tempfile.TemporaryDirectory() as folder:
         for k in range(1 if a.quick else 3):
             path = Path(folder) / f"{k}.sdf"
