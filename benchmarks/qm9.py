@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -36,7 +37,7 @@ TARGETS: tuple[tuple[str, str, str, str, str, float], ...] = (
     ("molecule stable, strict valences", "protocols", "bonds", "molecule_stable", ">=", 0.995),
     ("valid and one fragment", "protocols", "bonds", "valid_connected", ">=", 0.990),
     ("unique", "protocols", "bonds", "unique", ">=", 0.96),
-    ("molecule stable (data: 95.45)", "protocols", "lookup", "molecule_stable", ">=", 0.935),
+    ("molecule stable, not above 95.45", "protocols", "lookup", "molecule_stable", ">=", 0.935),
     ("valid", "protocols", "lookup", "valid", ">=", 0.975),
     ("energy drop, median, kcal/mol", "relax", "relax", "energy_drop", "<=", 2.5),
     ("RMSD, median, Å", "relax", "relax", "rmsd", "<=", 0.10),
@@ -46,7 +47,10 @@ TARGETS: tuple[tuple[str, str, str, str, str, float], ...] = (
     ("angles, W1, °", "geometry", "geometry", "angle", "", 0.0),
     ("dihedrals, W1, °", "geometry", "geometry", "dihedral", "", 0.0),
 )
-"""Issue 4's. Lookup stability is wanted below that of the data, too: more would be a model that keeps to easy ones."""
+"""Issue 4's: name, stage, section of its result, metric, at least or at most, value."""
+
+CEILING = 0.9545
+"""Lookup stability of the data: more means a model that keeps to easy molecules, and is no better."""
 
 PROTOCOL = {
     "bonds": "bonds",
@@ -200,6 +204,8 @@ def table(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
             goal.add_row(title, PROTOCOL[section], target(relation, value), "–", "–", "not measured")
             continue
         met = (ours["value"] >= value) if relation == ">=" else ours["value"] <= value if relation else None
+        if section == "lookup" and metric == "molecule_stable":
+            met = bool(met) and ours["value"] <= CEILING
         rows.append({"name": title, "protocol": PROTOCOL[section], "ours": ours, "real": real, "met": met})
         verdict = {True: "met", False: "missed", None: "beside the data"}[met]
         goal.add_row(title, PROTOCOL[section], target(relation, value), shown(ours), shown(real), verdict)
@@ -214,6 +220,8 @@ def table(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     f"{row['molecules_per_s']:,.1f}", "–", verdict,
                 )  # fmt: skip
     console.print(goal)
+    for other in a.against:
+        console.print(compared(found, folder, Path(other)))
     if "protocols" in found:
         from perrin.modalities.molecule.metrics import tables
 
@@ -233,6 +241,31 @@ def table(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for label, n, value in PUBLISHED_FCD:
                 console.print(f"FCD {value}: {label}, {n}, 10,000 samples against a test split of 13,083")
     return {"targets": rows, "speed": speeds, "stages": found}
+
+
+def compared(found: dict[str, Any], folder: Path, other: Path) -> Any:
+    """Points of per cent between this folder and another (more evaluations, say, or a student's teacher)."""
+    from rich.table import Table
+
+    path = other / "results" / "protocols.json"
+    if not path.exists() or "protocols" not in found:
+        raise SystemExit(
+            f"qm9: expected the stage protocols in {folder} and {other}, given none: run quality for both"
+        )
+    theirs = {"protocols": json.loads(path.read_text())["result"]}
+    built = Table(title=f"{made_with(folder)}, against {made_with(other)}", title_justify="left")
+    for column in ("", "protocol", "this", str(other), "points"):
+        built.add_column(column)
+    for title, name, section, metric, _, _ in TARGETS:
+        if name == "protocols":
+            (mine, _), (reference, _) = (entry(x, name, section, metric) for x in (found, theirs))
+            points = {
+                "value": mine["value"] - reference["value"],
+                "error": math.hypot(mine["error"] or 0.0, reference["error"] or 0.0),
+                "unit": "fraction",
+            }
+            built.add_row(title, section, shown(mine), shown(reference), shown(points))
+    return built
 
 
 def entry(found: dict[str, Any], name: str, section: str, metric: str) -> tuple[Any, Any]:
@@ -432,6 +465,13 @@ def main(words: Sequence[str] | None = None) -> None:
         help=f"of quality, joined by commas (default all: {','.join(STAGES)})",
     )
     parser.add_argument("--relax", type=int, default=500, metavar="N", help="molecules of each seed to relax")
+    parser.add_argument(
+        "--against",
+        nargs="*",
+        default=[],
+        metavar="DIR",
+        help="compare the protocols with these folders' results",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="1 seed, 100 molecules, 20 relaxations; one timing"
     )
