@@ -6,6 +6,8 @@ from importlib import metadata, util
 
 from perrin.errors import PerrinError
 
+ELSEWHERE = {"tblite": " (not on Linux x86_64: conda install -c conda-forge tblite-python)"}
+
 
 def require(package: str, measure: str) -> str:
     """The version of a package that a measure needs.
@@ -16,6 +18,6 @@ def require(package: str, measure: str) -> str:
     if util.find_spec(package) is None:
         raise PerrinError(
             f"expected the package {package} for {measure}, given an environment without it: "
-            "pip install 'perrin[evaluate]'"
+            f"pip install 'perrin[evaluate]'{ELSEWHERE.get(package, '')}"
         )
     return metadata.version(package)
