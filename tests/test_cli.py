@@ -202,6 +202,14 @@ WRONG = {
     "evaluate good.sdf --groups 0": "--groups",
     "evaluate good.sdf --protocol magic": "magic",
     "evaluate good.sdf --json folder.sdf": "directory",
+    "evaluate good.sdf --relax 0": "at least 1 molecule",
+    "evaluate good.sdf --relax 1 --fmax nan": "above 0",
+    "evaluate good.sdf --fmax 0.1": "--relax",
+    "evaluate good.sdf --posebusters -1": "PoseBusters",
+    "evaluate good.sdf --floor": "--floor",
+    "evaluate good.sdf --subset-seed -1": "--subset-seed",
+    "evaluate good.sdf --workers 0": "--workers",
+    "evaluate bare.xyz --fcd": "bonds",
     "view missing.sdf": "missing.sdf",
     "view good.sdf -o folder.sdf": "directory",
     "train molecule/soup --out run": "--data",
@@ -410,6 +418,12 @@ def test_evaluating_and_viewing(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert set(content["protocols"]) == {"lookup", "bonds"}
     assert content["protocols"]["bonds"]["metrics"]["valid_connected"]["value"] == 1.0
     assert "bonds" in capsys.readouterr().out
+    pytest.importorskip("tblite")
+    assert main("evaluate good.sdf --protocol bonds --relax 2 --fmax 0.1 --json good.json".split()) == 0  # noqa: SIM905
+    relaxed = json.loads((here / "good.json").read_text())["measures"]["relax"]
+    assert relaxed["settings"]["count"] == 2
+    assert 0 < relaxed["metrics"]["rmsd"]["value"] < 0.5
+    assert "kcal/mol" in capsys.readouterr().out
     assert main(["view", "good.sdf"]) == 0
     assert "<html" in (here / "good.html").read_text(encoding="utf-8").lower()
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +292,23 @@ def test_the_shipped_bundle_makes_molecules(model: MoleculeModel) -> None:
     result = evaluate(model.sample(100, seed=0), "bonds")
     metrics = result["protocols"]["bonds"]["metrics"]
     assert metrics["valid_connected"]["value"] >= 0.80, metrics
+
+
+def test_tensors_need_no_rdkit() -> None:
+    """A lent GPU machine has the sources and torch: `benchmarks/qm9.py speed --device cuda` runs there."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['rdkit', 'ase', 'plotly', 'qm9pack', 'rich', 'lightning_fabric']))\n"
+        "sys.path.insert(0, 'benchmarks')\n"
+        "import qm9\n"
+        "model = qm9.load_model('molecule/qm9', 'cpu')\n"
+        "unit = model.units(model.sizes(1, 4), batch=4)[0]\n"
+        "import torch\n"
+        "with torch.inference_mode():\n"
+        "    state, mask = model.run_state(unit, 1, model.options(steps=2))\n"
+        "print(state['positions'][mask].square().sum().item(), len(model.run_unit(unit, 1, model.options(steps=2))))"
+    )
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root / "src")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[0]) > 0

@@ -59,6 +59,45 @@ class MoleculeModality(Modality):
                 metavar="K",
                 help="cut the file into K parts, such as seeds, and give the standard error over them",
             )
+            group.add_argument(
+                "--relax",
+                type=int,
+                nargs="?",
+                const=500,
+                metavar="N",
+                help="relax N molecules of each group (default 500) by GFN2-xTB: energy drop and RMSD",
+            )
+            group.add_argument(
+                "--fmax", type=float, metavar="X", help="… until no force is above X eV/Å (default 0.01)"
+            )
+            group.add_argument(
+                "--posebusters",
+                type=int,
+                nargs="?",
+                const=0,
+                metavar="N",
+                help="PoseBusters' checks mol_fast, of N molecules of each group (default all)",
+            )
+            group.add_argument(
+                "--fcd", action="store_true", help="Fréchet ChemNet distance to the data's test split"
+            )
+            group.add_argument(
+                "--geometry",
+                action="store_true",
+                help="bond lengths, angles, dihedrals and composition against the data's test split",
+            )
+            group.add_argument("--all", action="store_true", help="all of these, and --like qm9")
+            group.add_argument(
+                "--floor", action="store_true", help="also measure real molecules, for comparison"
+            )
+            group.add_argument(
+                "--subset-seed",
+                type=int,
+                default=0,
+                metavar="N",
+                help="which molecules --relax N draws (default 0)",
+            )
+            group.add_argument("--workers", type=int, help="processes (default: the cores there are)")
 
     def load(self, bundle: Bundle, *, device: str = "cpu") -> MoleculeModel:
         """The model of a bundle."""

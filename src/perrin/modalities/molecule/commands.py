@@ -9,12 +9,15 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.structure import Molecule
+
+if TYPE_CHECKING:
+    from perrin.modalities.molecule.metrics import Measures
 
 _STATE: dict[str, Any] = {}
 """The model of this process, and how to run it: set once per worker by `_setup`."""
@@ -256,24 +259,59 @@ def _widths(text: str | None) -> tuple[float, ...]:
 def evaluate(a: Namespace) -> None:
     """`perrin evaluate FILE`: the table on the terminal, the numbers as JSON."""
     from perrin.modalities.molecule.files import read_molecules
+    from perrin.modalities.molecule.metrics import qm9_reference
+    from perrin.modalities.molecule.model import check_count
     from perrin.run.atomic import write_json
+    from perrin.run.pool import cpu_count
 
     if a.groups is not None and a.groups < 1:
         raise PerrinError(f"expected --groups of at least 1, given {a.groups}")
     if a.like not in (None, "qm9"):
         raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
+    if a.workers is not None:
+        check_count(a.workers, "--workers")
+    if a.json and Path(a.json).is_dir():  # said before the work, which may take long
+        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
+    measures = _measures(a)
     molecules = read_molecules(a.file)
-    known = None
-    if a.like == "qm9":
-        from perrin.modalities.molecule.qm9 import load_qm9
-
-        data = load_qm9()
-        known = data.subset(data.split()["train"]).smiles()
+    data = qm9_reference() if a.like or a.all or measures.needs_reference else None
     result = _evaluate(
-        molecules, label=Path(a.file).name, protocol=a.protocol, reference=known, groups=a.groups
+        molecules,
+        label=Path(a.file).name,
+        protocol=a.protocol,
+        reference=list(data.train_smiles) if data else None,
+        groups=a.groups,
+        measures=measures if measures.any else None,
+        data=data,
+        workers=a.workers or cpu_count(),
     )
     if a.json:
         write_json(a.json, result)
+
+
+def _measures(a: Namespace) -> Measures:
+    """What the options of `perrin evaluate` ask for."""
+    from perrin.modalities.molecule.metrics import Measures, RelaxOptions
+
+    count = a.relax if a.relax is not None else 500 if a.all else None
+    if a.subset_seed < 0:
+        raise PerrinError(f"expected --subset-seed of at least 0, given {a.subset_seed}")
+    if a.fmax is not None and count is None:
+        raise PerrinError("expected --relax with --fmax, given --fmax alone: add --relax")
+    fmax = a.fmax if a.fmax is not None else 0.01
+    measures = Measures(
+        relax=None if count is None else RelaxOptions(count=count, seed=a.subset_seed, fmax=fmax),
+        posebusters=a.posebusters if a.posebusters is not None else 0 if a.all else None,
+        fcd=a.fcd or a.all,
+        geometry=a.geometry or a.all,
+        floor=a.floor,
+        seed=a.subset_seed,
+    )
+    if a.floor and not measures.any:
+        raise PerrinError(
+            "expected a measure with --floor, given none: add --relax, --posebusters, --fcd, --geometry or --all"
+        )
+    return measures
 
 
 def view(a: Namespace) -> None:
@@ -320,13 +358,16 @@ def _evaluate(
     protocol: str | None = None,
     reference: list[str] | None = None,
     groups: int | None = None,
+    **costly: Any,
 ) -> dict[str, Any]:
     from rich.console import Console
 
     from perrin.modalities.molecule.metrics import evaluate as judge
     from perrin.modalities.molecule.metrics import tables
 
-    result = judge(molecules, _protocol(molecules, protocol), reference, groups, label)
+    result = judge(
+        molecules, _protocol(molecules, protocol), reference, groups, label, show=bool(costly), **costly
+    )
     console = Console() if sys.stdout.isatty() else Console(width=132)
     for table in tables(result):
         console.print(table)

@@ -182,6 +182,12 @@ class MoleculeModel:
 
     def run_unit(self, unit: Unit, seed: int, options: SamplingOptions) -> list[Molecule]:
         """Sample one unit. Sample i depends on (seed, i) and its number of atoms, on nothing else."""
+        state, mask = self.run_state(unit, seed, options)
+        names = [f"{self.name}-{seed}-{i}" for i in unit.indices]
+        return [m.heavy_first() for m in decode(state, mask, self.config.vocabulary, names)]
+
+    def run_state(self, unit: Unit, seed: int, options: SamplingOptions) -> tuple[State, Tensor]:
+        """The same as tensors on the model's device: the state of the samples, and the mask of their atoms, `[b, n]`."""
         count = len(unit.indices)
         rows = [*range(count), *[count - 1] * max(-count % _QUANTUM, _LEAST - count)]
         seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
@@ -195,9 +201,7 @@ class MoleculeModel:
             CounterNoise(seeds),
             self_condition=self.config.network.self_condition,
         )
-        kept = {k: v[:count] for k, v in state.items()}
-        names = [f"{self.name}-{seed}-{i}" for i in unit.indices]
-        return [m.heavy_first() for m in decode(kept, mask[:count], self.config.vocabulary, names)]
+        return {k: v[:count] for k, v in state.items()}, mask[:count]
 
     def sample(
         self, n: int, *, seed: int = 0, batch: int = 64, atoms: tuple[int, int] | None = None, **options: Any

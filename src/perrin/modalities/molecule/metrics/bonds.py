@@ -1,15 +1,13 @@
 """The **bonds** protocol: the generated bonds and formal charges, judged strictly; no distance is looked at.
 
-An atom is stable when its bond orders add up to a valence that its element *and* formal charge allow
-(`VALENCES`, written down from textbook octet valences, not derived from data: a table collected from a data
-set inherits its mistakes). A molecule is stable when all its atoms are. It is valid when RDKit sanitises it
-with no hydrogen added, and connected when it is one fragment. `smiles` exists for molecules that are valid
-and connected.
+An atom is stable when its bond orders add up to a valence that its element *and* formal charge allow (`VALENCES`,
+written down from textbook octet valences, not derived from data: a table collected from a data set inherits its
+mistakes). A molecule is stable when all its atoms are. It is valid when RDKit sanitises it with no hydrogen added,
+and connected when it is one fragment. `smiles` exists for molecules that are valid and connected.
 
-Net charge is reported apart (`neutral`) and no part of stability: every molecule of QM9 is neutral, so for
-QM9 a net charge is a fault, but a salt in the user's own data is none. `sound` is the strictest figure:
-stable, valid, connected and neutral. RDKit takes an atom that lacks a hydrogen for a radical and calls it
-valid; stability does not.
+Net charge is reported apart (`neutral`) and no part of stability: every molecule of QM9 is neutral, so for QM9 a net
+charge is a fault, but a salt in the user's own data is none. `sound` is the strictest figure: stable, valid,
+connected and neutral. RDKit takes an atom that lacks a hydrogen for a radical and calls it valid; stability does not.
 """
 
 from __future__ import annotations

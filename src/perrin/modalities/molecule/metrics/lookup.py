@@ -4,14 +4,13 @@ Two atoms at distance `d` (pm) are bonded with order
 
     1  if d < s + 10,   2  if also d < b + 5,   3  if also d < t + 3,
 
-where `s`, `b`, `t` are the typical lengths of their single, double and triple bond (a missing entry ends
-the chain). An atom is stable when its orders add up to its valence (H 1, C 4, N 3, O 2, F 1); a molecule is
-stable when all its atoms are. A molecule is valid when RDKit sanitises the graph of those orders (no
-charges, implicit hydrogens allowed, as in EDM), and its SMILES is that of the *largest fragment*: a
-molecule in pieces counts as valid here.
+where `s`, `b`, `t` are the typical lengths of their single, double and triple bond (a missing entry ends the chain).
+An atom is stable when its orders add up to its valence (H 1, C 4, N 3, O 2, F 1); a molecule is stable when all its
+atoms are. A molecule is valid when RDKit sanitises the graph of those orders (no charges, implicit hydrogens allowed,
+as in EDM), and its SMILES is that of the *largest fragment*: a molecule in pieces counts as valid here.
 
-The protocol is kept for comparison with published numbers. Real QM9 does not reach 100 % under it, because
-one table of distances cannot tell every bond order. The generated bonds, if any, are not looked at.
+The protocol is kept for comparison with published numbers. Real QM9 does not reach 100 % under it, because one table
+of distances cannot tell every bond order. The generated bonds, if any, are not looked at.
 """
 
 from __future__ import annotations
