@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from e3nn import o3
@@ -211,9 +210,9 @@ class IrrepsNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `perrin.nets.graph.Trunk`."""
         batch, n, _ = h.shape
-        given: list[Any] = [h.flatten(0, 1), v.transpose(1, 2).flatten(0, 1), e, time]
+        kind, rows = v.dtype, v.transpose(1, 2).flatten(0, 1)
         with torch.autocast(device_type=h.device.type, enabled=False):
-            h, v, e = self.rows(*(x.to(v.dtype) for x in given), graph)
+            h, v, e = self.rows(h.flatten(0, 1).to(kind), rows, e.to(kind), time.to(kind), graph)
         return h.unflatten(0, (batch, n)), v.unflatten(0, (batch, n)).transpose(1, 2), e
 
 

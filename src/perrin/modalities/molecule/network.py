@@ -223,7 +223,7 @@ def build_trunk(c: NetworkConfig) -> Trunk:
             return SparseNetwork(**sizes, **attention, neighbours=c.neighbours)
     except ModuleNotFoundError as error:
         raise PerrinError(
-            f"expected the package {error.name} for the backbone {c.backbone!r}, found none: "
+            f"expected the package {(error.name or '').partition('.')[0]} for the backbone {c.backbone!r}, found none: "
             "pip install 'perrin[molecule]'"
         ) from error
     return EquivariantTransformer(**sizes, **attention, pseudoscalars=c.pseudoscalars)
