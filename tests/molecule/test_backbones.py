@@ -128,3 +128,30 @@ def test_a_bundle_with_an_unknown_backbone_is_an_error(molecules: list, tmp_path
     )
     with pytest.raises(PerrinError, match="given 'resnet'"):
         perrin.load(tmp_path / "model")
+
+
+def kept(backbone: str, atoms: int) -> int:
+    """Bytes that autograd keeps of one forward pass, each storage once; no noise in it."""
+    vocabulary = _count([add_geometry("CO")])
+    config = replace(SMALL, depth=3, backbone=backbone, neighbours=12)
+    denoiser = build_denoiser(MoleculeConfig(vocabulary=vocabulary, network=config))
+    layouts = layouts_for(torch.ones(1, atoms, dtype=torch.bool))
+    state = denoiser.process.prior_state(GeneratorNoise(torch.Generator().manual_seed(0)), layouts)
+    found: dict[int, int] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = denoiser(state, torch.tensor([0.5]), layouts=layouts)
+    weights = {p.untyped_storage().data_ptr() for p in denoiser.parameters()}
+    del out
+    return sum(size for place, size in found.items() if place not in weights)
+
+
+@pytest.mark.parametrize(("backbone", "power"), [("transformer", 2), ("e3nn", 1), ("sparse", 1)])
+def test_memory_grows_with_edges(backbone: str, power: int) -> None:
+    """Twice the atoms: twice the memory with edges to neighbours, four times with all pairs."""
+    growth = kept(backbone, 160) / kept(backbone, 80)
+    assert growth == pytest.approx(2**power, rel=0.05)
