@@ -346,6 +346,20 @@ def judge(task: MoleculeTask, judged: list[Bucket]) -> dict[str, float]:
     return total
 
 
+def averaged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Over seeds, as text."""
+    out = []
+    for backbone in dict.fromkeys(row["backbone"] for row in rows):
+        part = [row for row in rows if row["backbone"] == backbone]
+        values = {
+            k: torch.tensor([float(row[k]) for row in part]) for k in part[0] if k not in ("backbone", "seed")
+        }
+        error = len(part) ** -0.5
+        texts = {k: f"{float(x.mean()):.4g} ± {float(x.std()) * error:.1g}" for k, x in values.items()}
+        out.append({"backbone": backbone, **texts})
+    return out
+
+
 def show(title: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Print a table in Markdown."""
     names = list(rows[0])
