@@ -286,6 +286,8 @@ def quality(a: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append(
                 {"backbone": backbone, "seed": seed, **learn(config, buckets, judged, batch, seed, a)}
             )
+    if a.seeds > 1:
+        show(f"means over {a.seeds} seeds, with standard errors", averaged(rows))
     return show(f"{TRAIN} molecules of QM9, batches of {batch}; validation losses", rows)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,3 +157,12 @@ def test_memory_grows_with_edges(backbone: str, power: int) -> None:
     """Twice the atoms: twice the memory with edges to neighbours, four times with all pairs."""
     growth = kept(backbone, 160) / kept(backbone, 80)
     assert growth == pytest.approx(2**power, rel=0.05)
+
+
+def test_the_transformer_needs_neither_package() -> None:
+    script = (
+        "import sys\nsys.modules.update({'e3nn': None, 'torch_geometric': None})\n"
+        "import perrin\nprint(len(perrin.load('molecule/qm9').sample(1, steps=1)))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout == "1\n", found.stderr
