@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import perrin
 from perrin.core import GeneratorNoise, NetworkDenoiser, Padded, State
+from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, Vocabulary, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
 
@@ -64,6 +66,35 @@ def shipped() -> NetworkDenoiser:
     return perrin.load("molecule/qm9").denoiser.double()
 
 
+def backbone(name: str, neighbours: int = 32) -> NetworkDenoiser:
+    return random_weights(replace(SMALL, backbone=name, neighbours=neighbours))
+
+
+def e3nn() -> NetworkDenoiser:
+    return backbone("e3nn")
+
+
+def e3nn_near() -> NetworkDenoiser:
+    return backbone("e3nn", 4)
+
+
+def sparse() -> NetworkDenoiser:
+    return backbone("sparse")
+
+
+def sparse_near() -> NetworkDenoiser:
+    """With fewer edges than pairs."""
+    return backbone("sparse", 4)
+
+
+def handed() -> NetworkDenoiser:
+    """With pseudoscalars."""
+    return random_weights(replace(SMALL, pseudoscalars=5))
+
+
+ALL = (small, default, shipped, e3nn, e3nn_near, sparse, sparse_near)
+
+
 @dataclass
 class Case:
     """A denoiser and a batch for it: molecules of several sizes at several times."""
@@ -73,14 +104,19 @@ class Case:
     t: Tensor
     mask: Tensor
 
-    def run(self, x: State, mask: Tensor | None = None, previous: State | None = None) -> State:
+    def run(
+        self, x: State, mask: Tensor | None = None, previous: State | None = None, condition: Any = None
+    ) -> State:
         layouts = layouts_for(self.mask if mask is None else mask)
-        return self.denoiser(x, self.t, layouts=layouts, previous=previous)
+        return self.denoiser(x, self.t, condition=condition, layouts=layouts, previous=previous)
 
 
-@pytest.fixture(scope="module", params=[small, default, shipped], ids=lambda f: f.__name__)
+@pytest.fixture(scope="module", params=ALL, ids=lambda f: f.__name__)
 def case(request: pytest.FixtureRequest) -> Case:
-    denoiser = request.param()
+    return case_of(request.param())
+
+
+def case_of(denoiser: NetworkDenoiser) -> Case:
     generator = torch.Generator().manual_seed(11)
     mask = Padded.from_sizes(torch.tensor(SIZES), WIDTH).mask
     t = torch.tensor([0.9, 0.05, 0.5, 0.4], dtype=torch.float64)
@@ -203,9 +239,10 @@ def test_samples_do_not_see_each_other(case: Case) -> None:
         assert largest(found, {key: v[k : k + 1] for key, v in expected.items()}) < TOLERANCE
 
 
+@pytest.mark.parametrize("make", [small, e3nn_near, sparse, sparse_near], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_bonds_are_symmetric_to_the_last_bit(dtype: torch.dtype) -> None:
-    denoiser = small().to(torch.float64 if dtype == torch.float64 else torch.float32)
+def test_bonds_are_symmetric_to_the_last_bit(dtype: torch.dtype, make: Callable[[], NetworkDenoiser]) -> None:
+    denoiser = make().to(torch.float64 if dtype == torch.float64 else torch.float32)
     generator = torch.Generator().manual_seed(3)
     mask = Padded.from_sizes(torch.tensor(SIZES), WIDTH).mask
     kind = next(denoiser.parameters()).dtype
@@ -246,3 +283,105 @@ def test_configurations_go_through_json() -> None:
     import json
 
     assert MoleculeConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
+def test_handedness(sign: float) -> None:
+    """A mirror turns pseudoscalars: it is undone by turning the label, and unseen where the label is zero."""
+    case = case_of(handed())
+    label = torch.full((len(SIZES),), sign, dtype=torch.float64)
+    told, turned_label = {"handedness": label}, {"handedness": -label}
+    rotation, mirror = orthogonal(1), orthogonal(-1)
+    first = case.run(case.x, condition=told)
+    for previous in (None, first):
+        expected = case.run(case.x, previous=previous, condition=told)
+
+        def found(matrix: Tensor, condition: Any, previous: State | None = previous) -> State:
+            before = previous and turned(previous, matrix)
+            return case.run(turned(case.x, matrix), previous=before, condition=condition)
+
+        assert largest(found(rotation, told), turned(expected, rotation)) < TOLERANCE
+        assert largest(found(mirror, turned_label), turned(expected, mirror)) < TOLERANCE
+        difference = largest(found(mirror, told), turned(expected, mirror))
+        assert difference > 1e-4 if sign else difference < TOLERANCE
+    plain = case.run(case.x)
+    assert (largest(plain, first) < TOLERANCE) == (sign == 1)
+
+
+def test_handedness_of_single_atoms() -> None:
+    """A label `[B, N]` acts where it is not zero, and equals the label of the molecule where it is everywhere one."""
+    case = case_of(handed())
+    ones = torch.ones(len(SIZES), WIDTH, dtype=torch.float64)
+    whole = case.run(case.x, condition={"handedness": ones[:, 0]})
+    assert largest(case.run(case.x, condition={"handedness": ones}), whole) < TOLERANCE
+    one = torch.zeros_like(ones)
+    one[1, 3] = 1.0
+    blind = case.run(case.x, condition={"handedness": 0 * ones})
+    changed = case.run(case.x, condition={"handedness": one})
+    for key in blind:
+        assert float((changed[key] - blind[key])[1].abs().max()) > 1e-6
+        assert not (changed[key] - blind[key])[[0, 2, 3]].any()
+
+
+def test_enantiomers_differ_only_with_pseudoscalars() -> None:
+    """CHFClBr-like: five atoms, two mirror images, no rotation between them."""
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(4)
+    position = torch.randn(1, 5, 3, generator=generator, dtype=torch.float64)
+    position = position - position.mean(1, keepdim=True)
+    state = {
+        POSITIONS: position,
+        TYPES: torch.tensor([[1, 0, 2, 3, 3]]),
+        CHARGES: torch.ones(1, 5, dtype=torch.int64),
+        BONDS: torch.zeros(1, 5, 5, dtype=torch.int64),
+    }
+    mirrored = {**state, POSITIONS: position * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)}
+    t = torch.tensor([0.3], dtype=torch.float64)
+    for make, same in ((small, True), (e3nn, True), (sparse, True), (handed, False)):
+        denoiser = make()
+        left, right = (denoiser(x, t, layouts=layouts_for(mask)) for x in (state, mirrored))
+        difference = max(float((left[k] - right[k]).abs().max()) for k in (TYPES, CHARGES, BONDS))
+        assert difference < TOLERANCE if same else difference > 1e-4
+
+
+def test_a_handedness_needs_pseudoscalars() -> None:
+    case = case_of(small())
+    with pytest.raises(ValueError, match="pseudoscalars"):
+        case.run(case.x, condition={"handedness": torch.ones(len(SIZES))})
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"backbone": "resnet"}, "transformer, e3nn, sparse"),
+        ({"neighbours": 0}, "at least 1 neighbour"),
+        ({"backbone": "sparse", "pseudoscalars": 2}, "expected the transformer"),
+    ],
+)
+def test_configurations_check_themselves(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        NetworkConfig(**changes)
+
+
+def test_older_configurations_are_read_and_written_as_they_were() -> None:
+    old = {"depth": 2, "width": 16, "vectors": 4, "pair_width": 8, "heads": 2, "sets": 2, "pair_hidden": 8}
+    old |= {"gathered": 2, "radial": 4, "time_width": 8}
+    assert NetworkConfig(**old).backbone == "transformer"
+    assert NetworkConfig(**old).to_json() == old
+    new = NetworkConfig(**old, backbone="sparse", neighbours=7)
+    assert new.to_json() == {**old, "backbone": "sparse", "neighbours": 7}
+
+
+@pytest.mark.parametrize(("name", "package"), [("e3nn", "e3nn"), ("sparse", "torch_geometric")])
+def test_a_missing_package_is_one_line(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    for module in ("perrin.nets.irreps", "perrin.nets.sparse"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    for module in [m for m in sys.modules if m.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    config = MoleculeConfig(vocabulary=VOCABULARY, network=replace(SMALL, backbone=name))
+    with pytest.raises(PerrinError, match=rf"expected the package {package} .*pip install") as caught:
+        build_denoiser(config)
+    assert "\n" not in str(caught.value)

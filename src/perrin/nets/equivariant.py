@@ -17,7 +17,12 @@ traffic, not arithmetic, bounds the speed:
 4. a perceptron on `[e_ij, h_i, h_j, |P_i − P_j|, q_i·k_j]` updates `e`.
 
 Only inner products and norms enter invariant features, so the network commutes with rotations, reflections and
-permutations exactly. Time enters by scale and shift of the norms, from one shared projection with a learned offset per
+permutations exactly, and gives a molecule and its mirror image the same features. Where stereochemistry matters, ask for
+pseudoscalars: triple products `χ = s · u (a × b) · c` of learned vectors join step 3, with `u(x) = x / (1 + |x|)` and a
+handedness s. A mirror turns the sign of the product: with s = 1 the network commutes with proper rotations only; with a
+given s that is turned too (a label such as R or S), with reflections again; with s = 0 it is blind to them.
+
+Time enters by scale and shift of the norms, from one shared projection with a learned offset per
 block ("adaLN-single", Chen et al. 2024).
 
 Coordinates, distances and vector updates are computed in at least float32 also under bf16 autocast.
@@ -25,9 +30,13 @@ Coordinates, distances and vector updates are computed in at least float32 also 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from perrin.nets.graph import Complete, Graph
 
 _MODULATIONS = 6
 
@@ -43,6 +52,7 @@ class EquivariantBlock(nn.Module):
         sets: learned coordinate sets whose distances and differences the block uses.
         pair_hidden: hidden width of the pair update.
         gathered: pair features that attention gathers per head.
+        pseudoscalars: triple products of learned vectors per node; 0 for none.
     """
 
     def __init__(
@@ -55,6 +65,7 @@ class EquivariantBlock(nn.Module):
         sets: int,
         pair_hidden: int,
         gathered: int,
+        pseudoscalars: int = 0,
     ) -> None:
         super().__init__()
         self.heads, self.sets, self.gathered = heads, sets, gathered
@@ -70,7 +81,8 @@ class EquivariantBlock(nn.Module):
 
         self.mlp_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.vector_in = nn.Linear(vectors, 2 * vectors, bias=False)
-        self.mlp_in = nn.Linear(width + vectors, 2 * width)
+        self.triple = nn.Linear(vectors, 3 * pseudoscalars, bias=False) if pseudoscalars else None
+        self.mlp_in = nn.Linear(width + vectors + pseudoscalars, 2 * width)
         self.mlp_out = nn.Linear(2 * width, width + vectors)
         self.vector_mix = nn.Linear(vectors, vectors, bias=False)
 
@@ -85,9 +97,16 @@ class EquivariantBlock(nn.Module):
         nn.init.normal_(self.vector_mix.weight, std=0.02)
 
     def forward(
-        self, h: Tensor, v: Tensor, e: Tensor, time: Tensor, mask: Tensor
+        self,
+        h: Tensor,
+        v: Tensor,
+        e: Tensor,
+        time: Tensor,
+        mask: Tensor,
+        handedness: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`h` `[B, N, d]`, `v` `[B, 3, N, c]`, `e` `[B, N, N, p]`, `time` `[B, 6, d]`, `mask` `[B, N]` bool."""
+        """`h` `[B, N, d]`, `v` `[B, 3, N, c]`, `e` `[B, N, N, p]`, `time` `[B, 6, d]`, `mask` `[B, N]` bool;
+        `handedness` broadcasts with `[B, N, 1]`, and 1 is meant where it is not given."""
         batch, n, width = h.shape
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (time + self.modulation).unsqueeze(2).unbind(1)
 
@@ -121,7 +140,13 @@ class EquivariantBlock(nn.Module):
             first, second = self.vector_in(v).chunk(2, dim=-1)
             inner = (first * second).sum(1)
             inner = inner / (1 + inner.abs())
-        y = self.mlp_out(F.silu(self.mlp_in(torch.cat((x, inner.to(x.dtype)), dim=-1))))
+            features = [x, inner.to(x.dtype)]
+            if self.triple is not None:
+                a, b, c = self.triple(v).chunk(3, dim=-1)
+                chiral = (torch.linalg.cross(a, b, dim=1) * c).sum(1)
+                chiral = chiral / (1 + chiral.abs())
+                features.append((chiral if handedness is None else chiral * handedness).to(x.dtype))
+        y = self.mlp_out(F.silu(self.mlp_in(torch.cat(features, dim=-1))))
         update, gate = y.split((width, inner.shape[-1]), dim=-1)
         h = h + gate_2 * update
         with torch.autocast(device_type=h.device.type, enabled=False):
@@ -158,6 +183,7 @@ class EquivariantTransformer(nn.Module):
         pair_hidden: int = 128,
         gathered: int = 16,
         time_width: int = 128,
+        pseudoscalars: int = 0,
     ) -> None:
         super().__init__()
         self.time = nn.Linear(time_width, _MODULATIONS * width)
@@ -174,6 +200,7 @@ class EquivariantTransformer(nn.Module):
                 sets=sets,
                 pair_hidden=pair_hidden,
                 gathered=gathered,
+                pseudoscalars=pseudoscalars,
             )
             for _ in range(depth)
         )
@@ -191,11 +218,21 @@ class EquivariantTransformer(nn.Module):
         for block in self.blocks:
             block.compile(dynamic=False)
 
+    def graph(self, mask: Tensor, positions: Sequence[Tensor], bonds: Tensor) -> Complete:
+        """All pairs."""
+        return Complete(mask)
+
     def forward(
-        self, h: Tensor, v: Tensor, e: Tensor, time: Tensor, mask: Tensor
+        self,
+        h: Tensor,
+        v: Tensor,
+        e: Tensor,
+        time: Tensor,
+        graph: Graph,
+        handedness: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`time` is `[B, time_width]`; the others as in `EquivariantBlock`."""
         modulation = self.time(time).reshape(time.shape[0], _MODULATIONS, -1)
         for block in self.blocks:
-            h, v, e = block(h, v, e, modulation, mask)
+            h, v, e = block(h, v, e, modulation, graph.mask, handedness)
         return h, v, e

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from perrin.modalities.molecule.model import MoleculeModel
 
 PROTOCOLS = ("lookup", "bonds", "both")
+BACKBONES = ("transformer", "e3nn", "sparse")
 
 
 class MoleculeModality(Modality):
@@ -46,6 +47,12 @@ class MoleculeModality(Modality):
         elif verb == "train":
             group.add_argument("--data", metavar="FILE", help="own molecules, SDF or SMILES, in place of QM9")
             group.add_argument("--limit", type=int, metavar="N", help="use only N molecules of the data")
+            group.add_argument(
+                "--backbone",
+                choices=BACKBONES,
+                help="the network: transformer (default), e3nn (irreps; slow, to learn from) or sparse "
+                "(torch-geometric; for large molecules); with --from, the bundle's",
+            )
         elif verb == "evaluate":
             group.add_argument(
                 "--protocol",

@@ -157,7 +157,7 @@ def train(a: Namespace) -> None:
     from perrin.modalities.molecule.dataset import size_counts
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.model import SamplingOptions, check_count, load_weights
-    from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
+    from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
     from perrin.modalities.molecule.sources import from_files, from_qm9
     from perrin.modalities.molecule.task import MoleculeTask
     from perrin.run.record import record, write_record
@@ -173,6 +173,11 @@ def train(a: Namespace) -> None:
         raise PerrinError(f"expected molecule/qm9, or --data with your own molecules, given {a.target!r}")
     base = read_bundle(find_bundle(a.start)) if a.start else None
     config = MoleculeConfig.from_json(base.config["model"]) if base else None
+    if config and a.backbone not in (None, config.network.backbone):
+        raise PerrinError(
+            f"expected the backbone of {a.start} ({config.network.backbone}), given {a.backbone}: leave out "
+            "--backbone or --from"
+        )
     vocabulary = config.vocabulary if config else None
     if a.data:
         vocabulary, buckets, skipped = from_files(
@@ -188,7 +193,9 @@ def train(a: Namespace) -> None:
     config = (
         dataclasses.replace(config, vocabulary=vocabulary)
         if config
-        else MoleculeConfig(vocabulary=vocabulary)
+        else MoleculeConfig(
+            vocabulary=vocabulary, network=NetworkConfig(backbone=a.backbone or "transformer")
+        )
     )
     device = choose_device(a.device)
     cuda = device.startswith("cuda")

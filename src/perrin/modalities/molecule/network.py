@@ -1,9 +1,12 @@
-"""The molecule denoiser: embeddings, an equivariant transformer, and a head for each field."""
+"""The molecule denoiser: embeddings, a trunk, and a head for each field.
+
+The trunk is a `perrin.nets.graph.Trunk`; what is before and behind it is the same for all of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perrin.core import EDMHead, Layouts, LogitsHead, NetworkDenoiser, Padded, State
+from perrin.errors import PerrinError
+from perrin.modalities.molecule import BACKBONES
 from perrin.modalities.molecule.fields import (
     BOND_ORDERS,
     BONDS,
@@ -21,13 +26,21 @@ from perrin.modalities.molecule.fields import (
     molecule_process,
 )
 from perrin.nets import EquivariantTransformer, RadialBasis, TimeEmbedding
+from perrin.nets.graph import Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Sizes of the network; see `EquivariantTransformer`.
+    """Which trunk, and its sizes.
 
     Arguments:
+        depth … time_width: see `EquivariantTransformer`; `radial` is the size of the basis of distances.
+        backbone: `transformer` (`EquivariantTransformer`), `e3nn` (`IrrepsNetwork`; `gathered` channels in a message,
+            no heads and sets) or `sparse` (`SparseNetwork`).
+        neighbours: edges into each atom at most; larger molecules have bonds to their nearest atoms only (not the
+            transformer).
+        tensors: irreps of l = 2 on each atom (e3nn).
+        pseudoscalars: see `EquivariantBlock` (transformer).
         self_condition: whether the network is given its estimate before (Chen et al. 2023).
     """
 
@@ -42,6 +55,24 @@ class NetworkConfig:
     radial: int = 32
     time_width: int = 128
     self_condition: bool = False
+    backbone: str = "transformer"
+    neighbours: int = 32
+    tensors: int = 16
+    pseudoscalars: int = 0
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"expected a backbone ({', '.join(BACKBONES)}), given {self.backbone!r}")
+        if self.neighbours < 1:
+            raise ValueError(f"expected at least 1 neighbour, given {self.neighbours}")
+        if self.pseudoscalars and self.backbone != "transformer":
+            raise ValueError(f"expected the transformer for pseudoscalars, given {self.backbone!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. What came later is left out while it says nothing, so that older readers know all names."""
+        late = ("backbone", "neighbours", "tensors", "pseudoscalars")
+        idle = {f.name for f in fields(self) if f.name in late and getattr(self, f.name) == f.default}
+        return {k: x for k, x in asdict(self).items() if k not in idle}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +86,7 @@ class MoleculeConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers."""
-        return asdict(self)
+        return asdict(self) | {"network": self.network.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MoleculeConfig:
@@ -72,13 +103,16 @@ class MoleculeConfig:
 class MoleculeNetwork(nn.Module):
     """`(fields, t) → outputs per field`; equivariant under rotations, reflections and permutations.
 
+    With `pseudoscalars`, under reflections only if `condition["handedness"]` turns its sign with them: `[B]` or `[B, N]`,
+    1 where it is not given and 0 to be blind to it.
+
     Input fields are those of `perrin.modalities.molecule.fields`, with positions scaled by their head; `previous`, the
     estimate before, is used when given to a network with self-conditioning.
     """
 
     def __init__(self, config: NetworkConfig, *, types: int, charges: int) -> None:
         super().__init__()
-        self.types, self.charges = types, charges
+        self.config, self.types, self.charges = config, types, charges
         c = config
         self.time = TimeEmbedding(c.time_width)
         self.radial = RadialBasis(c.radial)
@@ -92,17 +126,7 @@ class MoleculeNetwork(nn.Module):
             nn.SiLU(),
             nn.Linear(c.pair_hidden, c.pair_width),
         )
-        self.trunk = EquivariantTransformer(
-            depth=c.depth,
-            width=c.width,
-            vectors=c.vectors,
-            pair_width=c.pair_width,
-            heads=c.heads,
-            sets=c.sets,
-            pair_hidden=c.pair_hidden,
-            gathered=c.gathered,
-            time_width=c.time_width,
-        )
+        self.trunk = build_trunk(c)
         self.node_out = nn.Sequential(nn.LayerNorm(c.width), nn.Linear(c.width, types + charges))
         self.position_out = nn.Linear(c.vectors, 1, bias=False)
         self.pair_out = nn.Sequential(
@@ -121,41 +145,45 @@ class MoleculeNetwork(nn.Module):
         layouts: Layouts,
         previous: State | None = None,
     ) -> State:
-        """See the class. `condition` is not used by this network."""
+        """See the class.
+
+        Raises:
+            ValueError: a handedness is given to a network without pseudoscalars.
+        """
         rows = layouts[POSITIONS]
         assert isinstance(rows, Padded)
         mask = rows.mask
         x = fields[POSITIONS]
         dtype = x.dtype
         node = [_one_hot(fields[TYPES], self.types, dtype), _one_hot(fields[CHARGES], self.charges, dtype)]
-        pair = [_one_hot(fields[BONDS], BOND_ORDERS, dtype)]
-        seen = [x]
+        previous = previous if self.looks == 2 else None
+        seen = [x] if previous is None else [x, previous[POSITIONS].to(dtype)]
+        graph = self.trunk.graph(mask, seen, fields[BONDS])
+        pair = [_one_hot(graph.select(fields[BONDS]), BOND_ORDERS, dtype)]
         if self.looks == 2:
             if previous is None:
                 seen += [torch.zeros_like(x)]
                 node += [torch.zeros_like(n) for n in node]
                 pair += [torch.zeros_like(pair[0])]
             else:
-                seen += [previous[POSITIONS].to(dtype)]
                 node += [torch.softmax(previous[k].to(dtype), dim=-1) for k in (TYPES, CHARGES)]
-                pair += [torch.softmax(previous[BONDS].to(dtype), dim=-1)]
+                pair += [torch.softmax(graph.select(previous[BONDS]).to(dtype), dim=-1)]
             node += [x.new_full((*x.shape[:2], 1), float(previous is not None))]
         node += [(rows.rows().to(dtype) / 16.0)[:, None, None].expand(*x.shape[:2], 1)]
 
-        distances = [_distance(y) for y in seen]
+        distances = [graph.distance(y) for y in seen]
         pair += [self.radial(d) for d in distances] + [torch.log1p(d).unsqueeze(-1) for d in distances]
         time = self.time(t.to(dtype))
         h = self.node_in(torch.cat(node, dim=-1)) + self.time_in(time).unsqueeze(1)
         v = self.vector_in(torch.stack(seen, dim=-1)).transpose(1, 2)  # [B, 3, N, c]
         e = self.pair_in(torch.cat(pair, dim=-1))
 
-        h, v, e = self.trunk(h, v.to(dtype), e, time, mask)
+        h, v, e = self.trunk(h, v.to(dtype), e, time, graph, **self._more(condition))
 
         types, charges = self.node_out(h).split((self.types, self.charges), dim=-1)
         with torch.autocast(device_type=x.device.type, enabled=False):
             moved = self.position_out(v).squeeze(-1).transpose(1, 2)  # [B, N, 3]
-        bonds = self.pair_out(e + e.transpose(1, 2))
-        bonds = bonds + bonds.transpose(1, 2)  # symmetric to the last bit
+        bonds = graph.logits(self.pair_out(graph.symmetric(e)))
         return {
             POSITIONS: rows.center(moved.to(dtype)),
             TYPES: types.to(dtype),
@@ -163,14 +191,50 @@ class MoleculeNetwork(nn.Module):
             BONDS: bonds.to(dtype),
         }
 
+    def _more(self, condition: Any) -> dict[str, Tensor]:
+        """What the trunk is told beside the molecule."""
+        if not isinstance(condition, Mapping) or "handedness" not in condition:
+            return {}
+        if not self.config.pseudoscalars:
+            raise ValueError("expected a network with pseudoscalars for a handedness, given one without")
+        handedness: Tensor = condition["handedness"]
+        return {"handedness": handedness.reshape(len(handedness), -1, 1)}
+
 
 def _one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return F.one_hot(index.long(), size).to(dtype)
 
 
-def _distance(x: Tensor) -> Tensor:
-    """`[B, N, 3]` to `[B, N, N]`, with a smooth zero."""
-    return ((x.unsqueeze(2) - x.unsqueeze(1)).square().sum(-1) + 1e-8).sqrt()
+def build_trunk(c: NetworkConfig) -> Trunk:
+    """The trunk of a configuration.
+
+    Raises:
+        PerrinError: the package that it is written with is not installed.
+    """
+    sizes: dict[str, Any] = {
+        "depth": c.depth,
+        "width": c.width,
+        "vectors": c.vectors,
+        "pair_width": c.pair_width,
+        "pair_hidden": c.pair_hidden,
+        "time_width": c.time_width,
+    }
+    attention = {"heads": c.heads, "sets": c.sets, "gathered": c.gathered}
+    try:
+        if c.backbone == "e3nn":
+            from perrin.nets.irreps import IrrepsNetwork
+
+            return IrrepsNetwork(**sizes, neighbours=c.neighbours, tensors=c.tensors, channels=c.gathered)
+        if c.backbone == "sparse":
+            from perrin.nets.sparse import SparseNetwork
+
+            return SparseNetwork(**sizes, **attention, neighbours=c.neighbours)
+    except ModuleNotFoundError as error:
+        raise PerrinError(
+            f"expected the package {(error.name or '').partition('.')[0]} for the backbone {c.backbone!r}, found none: "
+            "pip install 'perrin[molecule]'"
+        ) from error
+    return EquivariantTransformer(**sizes, **attention, pseudoscalars=c.pseudoscalars)
 
 
 def build_denoiser(config: MoleculeConfig) -> NetworkDenoiser:
