@@ -77,7 +77,11 @@ class Given(Noise):
 
 
 def ours(
-    solver: Solver, schedule: Schedule, times: torch.Tensor, dtype: torch.dtype
+    solver: Solver,
+    schedule: Schedule,
+    times: torch.Tensor,
+    dtype: torch.dtype,
+    data: GaussianMixture | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """The end, the start, and the noise of each row."""
     process = Gaussian(features=SHAPE, schedule=schedule)
@@ -85,7 +89,7 @@ def ours(
     start = process.prior(noise, Dense(B), name="x", time=float(times[0]))
     noise.given.clear()
     plan = make_plan(process, solver, times)
-    denoiser = GaussianMixture.example(dtype).denoiser(schedule)
+    denoiser = (data or GaussianMixture.example(dtype)).denoiser(schedule)
     out = sample(denoiser, process, plan, {"x": Dense(B)}, noise, start={"x": start})["x"]
     return out, start, list(noise.given)
 
@@ -229,8 +233,11 @@ def test_diffusers(solver: Solver, name: str, options: dict[str, Any], monkeypat
         last = schedule.time_of(0)
     times = torch.tensor([*map(schedule.time_of, steps), last], dtype=torch.float64)
     times = checked(torch.unique(times).flip(0))
-    out, start, noises = ours(solver, schedule, times, torch.float32)
-    data, draws = GaussianMixture.example(torch.float32), iter(noises)
+    example = GaussianMixture.example(torch.float32)
+    # components so near that no path runs along a watershed, where the rounding of either library would grow
+    data = GaussianMixture(0.5 * example.means, example.stds, example.weights)
+    out, start, noises = ours(solver, schedule, times, torch.float32, data)
+    draws = iter(noises)
 
     def denoise(x: torch.Tensor, t: Any) -> torch.Tensor:
         u = torch.full((B,), schedule.time_of(int(t)), dtype=torch.float32)
@@ -245,27 +252,7 @@ def test_diffusers(solver: Solver, name: str, options: dict[str, Any], monkeypat
     for t in scheduler.timesteps:
         more = {} if eta is None else {"eta": eta}
         x = scheduler.step(denoise(x, t), t, x, return_dict=False, **more)[0]
-    # a path along the watershed of two components magnifies the rounding of either library
-    magnified = answer_to_rounding(solver, schedule, times, start, noises) / 1e-6
-    assert float(magnified.median()) < 0.2
-    assert bool(((out - x).abs().amax(dim=1) <= 3e-6 * magnified.clamp(min=1)).all())
-
-
-def answer_to_rounding(
-    solver: Solver, schedule: Schedule, times: torch.Tensor, start: torch.Tensor, noises: list[torch.Tensor]
-) -> torch.Tensor:
-    """How far a sample's end moves when its start and its noise change by 2^-23 of themselves, the largest of 8 trials."""
-    process = Gaussian(features=SHAPE, schedule=schedule)
-    plan, denoiser = make_plan(process, solver, times), GaussianMixture.example().denoiser(schedule)
-    ends = []
-    for trial in range(9):
-        generator = torch.Generator().manual_seed(trial)
-        first, *rest = (
-            z.double() * (1 + (trial > 0) * 2**-23 * torch.randn(z.shape, generator=generator))
-            for z in (start, *noises)
-        )
-        ends.append(sample(denoiser, process, plan, {"x": Dense(B)}, Given(rest), start={"x": first})["x"])
-    return torch.stack([(end - ends[0]).abs().amax(dim=1) for end in ends[1:]]).amax(dim=0)
+    assert gap(out, x) <= 3e-6
 
 
 def _module(name: str) -> str:

@@ -24,8 +24,8 @@ class Checkpoint:
 
     Arguments:
         step: optimizer steps done.
-        tensors: `model.*`, `ema.*` and the optimizers' moments (`exp_avg.*`, `exp_avg_sq.*`, `momentum.*`) by parameter name,
-            and `power.<width>.*` if asked for.
+        tensors: `model.*`, `ema.*` and the optimizers' moments (`exp_avg.*`, `exp_avg_sq.*`, `momentum.*`) by parameter
+            name, and `power.<width>.*` if asked for.
         config: what must be the same for the run to go on (the model's configuration and the options).
         seconds: time trained so far.
     """
