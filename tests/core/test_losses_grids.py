@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perrin.core import EDM, Cosine, Dense, EDMHead, LinearVP, Padded, Pairs, Ragged, RectifiedFlow, Schedule
-from perrin.core.grids import karras, log_snr, power, uniform
+from perrin.core.grids import karras, log_snr, logit_normal, power, uniform
 from perrin.core.losses import (
     Weighting,
     categorical_error,
@@ -207,3 +207,16 @@ def test_self_conditioning() -> None:
     assert float(plain["x"].detach().sum()) == 2
     assert float(twice["x"].detach().sum()) == 4
     assert float(torch.autograd.grad(twice["x"].sum(), weight)[0]) == 2
+
+
+def test_logit_normal_grid_is_even_quantiles() -> None:
+    times = logit_normal(8, mean=-1.3, std=1.2)
+    logits = torch.logit(times[1:-1])
+    quantiles = torch.distributions.Normal(-1.3, 1.2).cdf(logits.float())
+    torch.testing.assert_close(
+        quantiles.double(), torch.arange(7, 0, -1, dtype=torch.float64) / 8, rtol=0, atol=1e-6
+    )
+    assert (float(times[0]), float(times[-1])) == (1.0, 0.0)
+    assert logit_normal(1).tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="std above 0"):
+        logit_normal(4, std=0.0)

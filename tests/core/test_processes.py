@@ -24,6 +24,7 @@ from perrin.core import (
     Process,
     Ragged,
     RectifiedFlow,
+    Torus,
     make_plan,
     sample,
     sample_seeds,
@@ -136,6 +137,43 @@ def test_forward_marginals(process: Categorical) -> None:
             seen = torch.bincount(x_t, minlength=process.categories) / n
             want = kernel(process, keep)[category]
             assert float(((seen - want).abs() - 4.5 * (want * (1 - want) / n).sqrt()).max()) <= 0
+
+
+@priors
+def test_two_forward_moves_are_one(process: Categorical) -> None:
+    n, t, later = 50_000, 0.2, 0.6
+    noise, layout = CounterNoise(sample_seeds(0, range(n))), Dense(n)
+    x_t = process.corrupt(torch.full((n,), 1), torch.full((n,), t), noise, layout, name="x")
+    x_s = process.diffuse(x_t, torch.full((n,), t), torch.full((n,), later), noise, layout, name="x", step=1)
+    keep = float(process.schedule.alpha(torch.tensor(later, dtype=F64)))
+    want, seen = kernel(process, keep)[1], torch.bincount(x_s, minlength=process.categories) / n
+    assert float(((seen - want).abs() - 4.5 * (want * (1 - want) / n).sqrt()).max()) <= 0
+    stays = kernel(process, keep / float(process.schedule.alpha(torch.tensor(t, dtype=F64))))[0, 0]
+    still = (x_s == 0)[x_t == 0].double()  # given x_t, not only on the whole
+    if len(still):
+        assert (
+            abs(float(still.mean() - stays)) < 4.5 * float((stays * (1 - stays) / len(still)).sqrt()) + 1e-12
+        )
+
+
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), LinearVP()], ids=repr)
+def test_two_forward_moves_of_a_gaussian_are_one(schedule: RectifiedFlow | LinearVP) -> None:
+    n, t, later = 40_000, 0.3, 0.7
+    process = Gaussian(features=(2,), schedule=schedule)
+    noise, layout = CounterNoise(sample_seeds(0, range(n)), F64), Dense(n)
+    x_0 = torch.tensor([1.0, -2.0], dtype=F64).expand(n, 2)
+    times = [torch.full((n,), v, dtype=F64) for v in (t, later)]
+    x_t = process.corrupt(x_0, times[0], noise, layout, name="x")
+    x_s = process.diffuse(x_t, *times, noise, layout, name="x", step=1)
+    alpha, sigma = (f(times[1][0]) for f in (schedule.alpha, schedule.sigma))
+    rest = (x_s - alpha * x_0) / sigma
+    assert float(rest.mean().abs()) < 4 / (2 * n) ** 0.5
+    assert float(rest.square().mean()) == pytest.approx(1, abs=5 * (1 / n) ** 0.5)
+    kept = alpha / schedule.alpha(times[0][0])
+    with_x_t = float(((x_t - x_t.mean(0)) * (x_s - x_s.mean(0))).mean())
+    assert with_x_t == pytest.approx(float(kept * schedule.sigma(times[0][0]) ** 2), rel=0.03)
+    with pytest.raises(NotImplementedError, match="given Torus"):
+        Torus(features=(2,)).diffuse(x_t, *times, noise, layout, name="x", step=1)
 
 
 @priors

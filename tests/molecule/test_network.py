@@ -365,7 +365,7 @@ def test_configurations_check_themselves(changes: dict[str, Any], word: str) -> 
 
 def test_older_configurations_are_read_and_written_as_they_were() -> None:
     old = {"depth": 2, "width": 16, "vectors": 4, "pair_width": 8, "heads": 2, "sets": 2, "pair_hidden": 8}
-    old |= {"gathered": 2, "radial": 4, "time_width": 8, "self_condition": True}
+    old |= {"gathered": 2, "radial": 4, "time_width": 8}
     assert NetworkConfig(**old).backbone == "transformer"
     assert NetworkConfig(**old).to_json() == old
     new = NetworkConfig(**old, backbone="sparse", neighbours=7)

@@ -20,7 +20,7 @@ from perrin.train import TrainOptions
     + [("cooldown", value) for value in (-0.1, 1.1, math.nan)]
     + [("ema", value) for value in (-0.1, 1.0, math.nan)]
     + [("clip", value) for value in (0.0, -1.0, math.nan)]
-    + [("precision", "16")],
+    + [("precision", "16"), ("optimizer", "sgd")],
 )
 def test_wrong_values_are_refused(name: str, value: Any) -> None:
     with pytest.raises(PerrinError, match=r"^expected ") as caught:

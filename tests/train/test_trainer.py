@@ -423,3 +423,47 @@ def test_acceptance(tmp_path: Path) -> None:
     rows = lines(tmp_path / "cut")
     assert [row["step"] for row in rows] == list(range(10, 201, 10))
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_muon_resumes_exactly(tmp_path: Path) -> None:
+    whole = run_to_the_end(tmp_path / "whole", (), optimizer="muon")
+    stopped = run_to_the_end(tmp_path / "stopped", (3, 7), optimizer="muon")
+    assert same(weights(whole), weights(stopped))
+    assert {k.partition(".")[0] for k in load_file(tmp_path / "whole" / FILE)} >= {"momentum", "exp_avg"}
+    adamw = run_to_the_end(tmp_path / "adamw", ())
+    assert not same(weights(whole), weights(adamw))
+
+
+def test_the_batch_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
+    _, task = make(tmp_path, smiles=[*FIRST, *SECOND], batch=4)
+    for step in range(6):
+        draws = [
+            task.prepare(step, generator=torch.Generator().manual_seed(step), rank=rank, world=world)
+            for rank, world in ((0, 1), (0, 2), (1, 2))
+        ]
+        assert draws[0][0] == draws[1][0] == draws[2][0]
+        (_, whole), (_, even), (_, odd) = draws
+        assert all(
+            torch.equal(whole[k][0::2], even[k]) and torch.equal(whole[k][1::2], odd[k]) for k in whole
+        )
+
+
+def test_the_estimate_given_was_made_further_up_the_path(tmp_path: Path) -> None:
+    """Later by 1/100 to 1/10 of the distribution of times, and a draw given the state itself."""
+    _, task = make(tmp_path, batch=4)
+    seen = 0
+    for step in range(40):
+        key, batch = task.prepare(step, generator=torch.Generator().manual_seed(step), rank=0, world=1)
+        assert isinstance(key, tuple)
+        assert key[1] == ("s" in batch)
+        if not key[1]:
+            continue
+        seen += 1
+        normal = torch.distributions.Normal(task.loss_config.time_mean, task.loss_config.time_std)
+        t, s = (normal.cdf(torch.logit(batch[k])) for k in ("t", "s"))
+        inside = (t > 0.05) & (t < 0.85)
+        assert bool(((s - t)[inside] > 0.0099).all())
+        assert bool(((s - t)[inside] < 0.1001).all())
+        assert bool((batch["s"] >= batch["t"]).all())
+        assert not torch.equal(batch["x_s.positions"], batch["x_t.positions"])
+    assert seen == pytest.approx(20, abs=1)

@@ -172,7 +172,14 @@ def _parser(verb: str) -> ArgumentParser:
             "--minutes", type=float, help="budget of time, restarts included; the rate falls to 0 by then"
         )
         parser.add_argument("--batch", type=int, help="samples per step (default 512 on a GPU, 32 on a CPU)")
-        parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3, 2e-4 from a bundle)")
+        parser.add_argument(
+            "--optimizer", choices=("adamw", "muon"), help="default muon on a GPU, adamw on a CPU"
+        )
+        parser.add_argument(
+            "--lr",
+            type=float,
+            help="peak learning rate (default 2e-3 for muon, 1e-3 for adamw, 2e-4 from a bundle)",
+        )
         parser.add_argument(
             "--ema-std",
             metavar="X,Y",

@@ -12,7 +12,7 @@ where `D_0` is the newest estimate of the clean data, `D_1` the one before, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -208,12 +208,13 @@ def plan_steps(
     *,
     exponent: float = 1.0,
     start: float = 1.0,
+    grid: Callable[[int], Tensor] | None = None,
     decode: bool = False,
 ) -> Plan:
-    """A plan with exactly `nfe` network evaluations on the grid `power(n, exponent=…, start=…)`."""
+    """A plan with exactly `nfe` network evaluations on the times `grid(intervals)`, by default `power(intervals,
+    exponent=…, start=…)`."""
     from perrin.core.grids import power
 
     intervals = solver.intervals(nfe)
-    return make_plan(
-        process, solver.for_nfe(nfe), power(intervals, exponent=exponent, start=start), decode=decode
-    )
+    times = grid(intervals) if grid else power(intervals, exponent=exponent, start=start)
+    return make_plan(process, solver.for_nfe(nfe), times, decode=decode)

@@ -29,6 +29,16 @@ class Process(ABC):
     def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
         """`x_t` for clean data; `t` is `[B]`."""
 
+    def diffuse(
+        self, x_t: Tensor, t: Tensor, s: Tensor, noise: Noise, layout: Layout, *, name: str, step: int
+    ) -> Tensor:
+        """`x_s` given `x_t`, a draw of `q(x_s | x_t)`, for times `t ≤ s`, each `[B]`; `step` numbers the noise.
+
+        Raises:
+            NotImplementedError: the process has no such move.
+        """
+        raise NotImplementedError(f"expected a process with a forward move, given {type(self).__name__}")
+
     @abstractmethod
     def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
         """A draw at `time`, the first of a plan, as if no signal were left there."""

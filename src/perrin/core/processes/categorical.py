@@ -93,10 +93,20 @@ class Categorical(Process):
         return _constant(self.prior_probabilities, like.dtype, like.device)
 
     def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
-        u = noise.uniform(layout, (*self.features, 2), field=name, step=PRIOR_STEP)
-        fresh = self._draw_prior(u[..., 0])
-        keep = u[..., 1] < layout.expand(self.schedule.alpha(t), x_0)
-        return layout.restrict(torch.where(keep, x_0, fresh))
+        return self._forward(x_0, self.schedule.alpha(t), noise, layout, name, PRIOR_STEP)
+
+    def diffuse(
+        self, x_t: Tensor, t: Tensor, s: Tensor, noise: Noise, layout: Layout, *, name: str, step: int
+    ) -> Tensor:
+        return self._forward(x_t, self.schedule.alpha(s) / self.schedule.alpha(t), noise, layout, name, step)
+
+    def _forward(
+        self, x: Tensor, kept: Tensor | float, noise: Noise, layout: Layout, name: str, step: int
+    ) -> Tensor:
+        """Each category stays with probability `kept`, else it is drawn from the prior."""
+        u = noise.uniform(layout, (*self.features, 2), field=name, step=step)
+        bound = layout.expand(kept, x) if isinstance(kept, Tensor) else kept
+        return layout.restrict(torch.where(u[..., 1] < bound, x, self._draw_prior(u[..., 0])))
 
     def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
         u = noise.uniform(layout, (*self.features, 2), field=name, step=PRIOR_STEP)
@@ -133,9 +143,7 @@ class Categorical(Process):
     ) -> Tensor:
         assert isinstance(row, Jump)
         if row.alpha_stop < row.alpha_start:  # churn: forward, keep with probability α_s / α_t
-            u = noise.uniform(layout, (*self.features, 2), field=name, step=step)
-            keep = u[..., 1] < row.alpha_stop / row.alpha_start
-            return layout.restrict(torch.where(keep, x, self._draw_prior(u[..., 0])))
+            return self._forward(x, row.alpha_stop / row.alpha_start, noise, layout, name, step)
         p = self.posterior(x, estimates[0], row)
         if row.decode:
             return layout.restrict(p.argmax(dim=-1))

@@ -51,6 +51,11 @@ class Clean(Process):
     def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
         return self.project(x_0, layout)
 
+    def diffuse(
+        self, x_t: Tensor, t: Tensor, s: Tensor, noise: Noise, layout: Layout, *, name: str, step: int
+    ) -> Tensor:
+        return x_t
+
     def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
         raise ValueError(
             f"expected a value of field {name!r}, which is a condition and has no prior: "

@@ -56,6 +56,14 @@ class Composite(Process):
         """`x_t`, field by field, with the clock `t` `[B]`."""
         return {k: p.corrupt(x_0[k], t, noise, layouts[k], name=k) for k, p in self.fields.items()}
 
+    def diffuse_state(
+        self, x_t: State, t: Tensor, s: Tensor, noise: Noise, layouts: Layouts, *, step: int
+    ) -> State:
+        """`x_s` given `x_t`, field by field, for times `t ≤ s` `[B]`."""
+        return {
+            k: p.diffuse(x_t[k], t, s, noise, layouts[k], name=k, step=step) for k, p in self.fields.items()
+        }
+
     def prior_state(
         self, noise: Noise, layouts: Layouts, *, time: float = 1.0, start: Mapping[str, Tensor] | None = None
     ) -> State:

@@ -127,6 +127,14 @@ class Gaussian(Process):
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         return layout.expand(alpha, x_0) * self.project(x_0, layout) + layout.expand(sigma, x_0) * z
 
+    def diffuse(
+        self, x_t: Tensor, t: Tensor, s: Tensor, noise: Noise, layout: Layout, *, name: str, step: int
+    ) -> Tensor:
+        z = self.draw(noise, layout, name=name, step=step).to(x_t.dtype)
+        kept = self.schedule.alpha(s) / self.schedule.alpha(t)
+        added = (self.schedule.sigma(s).square() - (kept * self.schedule.sigma(t)).square()).clamp(min=0)
+        return layout.expand(kept, x_t) * x_t + layout.expand(added.sqrt(), x_t) * z
+
     def prior(self, noise: Noise, layout: Layout, *, name: str, time: float = 1.0) -> Tensor:
         sigma = float(self.schedule.sigma(torch.tensor(time, dtype=torch.float64)))
         return sigma * self.draw(noise, layout, name=name, step=PRIOR_STEP)

@@ -200,11 +200,14 @@ def train(a: Namespace) -> None:
     device = choose_device(a.device)
     cuda = device.startswith("cuda")
     steps = a.steps or (10**9 if a.minutes else 2000 if a.data else 30000)
+    optimizer = a.optimizer or ("muon" if cuda else "adamw")
+    fresh_lr = 2e-3 if optimizer == "muon" else 1e-3
     options = TrainOptions(
         steps=steps,
         minutes=a.minutes,
         batch=a.batch or (512 if cuda else 32),
-        lr=a.lr if a.lr is not None else (1e-3 if base is None else 2e-4),
+        optimizer=optimizer,
+        lr=a.lr if a.lr is not None else (fresh_lr if base is None else 2e-4),
         warmup=min(400, max(1, steps // 10)),
         cooldown=0.45,
         ema=0.999,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from perrin.core import (
     sample,
     sample_seeds,
 )
+from perrin.core.grids import logit_normal
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import decode, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
@@ -46,14 +48,19 @@ class SamplingOptions:
     Arguments:
         steps: network evaluations.
         solver: a name in `perrin.core.SOLVERS`.
-        exponent: the grid is `t = u^exponent` for even u; above 1 is finer near the data.
-        start: the first time; below 1 for solvers that need some signal there.
+        grid: `power`, times `t = u^exponent` for even u; or `logit-normal`, quantiles of a normal `logit t`.
+        exponent: of the power grid; above 1 is finer near the data.
+        mean, std: of the logit-normal grid.
+        start: the first time of the power grid; below 1 for solvers that need some signal there.
         decode: take the most probable category in the last step instead of drawing one.
     """
 
     steps: int = 50
     solver: str = "sde-dpmpp-2m"
+    grid: str = "power"
     exponent: float = 2.0
+    mean: float = -1.4
+    std: float = 1.6
     start: float = 1.0
     decode: bool = True
 
@@ -63,8 +70,12 @@ class SamplingOptions:
         if self.solver not in SOLVERS:
             raise PerrinError(f"expected a solver ({', '.join(SOLVERS)}), given {self.solver!r}")
 
+        if self.grid not in ("power", "logit-normal"):
+            raise PerrinError(f"expected the grid power or logit-normal, given {self.grid!r}")
+
     def plan(self, denoiser: NetworkDenoiser) -> Plan:
         """The rows. Raises `PerrinError` where solver, schedule and grid do not go together."""
+        normal = partial(logit_normal, mean=self.mean, std=self.std) if self.grid == "logit-normal" else None
         try:
             return plan_steps(
                 denoiser.process,
@@ -72,6 +83,7 @@ class SamplingOptions:
                 self.steps,
                 exponent=self.exponent,
                 start=self.start,
+                grid=normal,
                 decode=self.decode,
             )
         except PlanError as error:

@@ -54,7 +54,7 @@ class NetworkConfig:
     gathered: int = 16
     radial: int = 32
     time_width: int = 128
-    self_condition: bool = False
+    self_condition: bool = True
     backbone: str = "transformer"
     neighbours: int = 32
     tensors: int = 16
@@ -70,7 +70,7 @@ class NetworkConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. What came later is left out while it says nothing, so that older readers know all names."""
-        late = ("backbone", "neighbours", "tensors", "pseudoscalars")
+        late = ("self_condition", "backbone", "neighbours", "tensors", "pseudoscalars")
         idle = {f.name for f in fields(self) if f.name in late and getattr(self, f.name) == f.default}
         return {k: x for k, x in asdict(self).items() if k not in idle}
 
@@ -96,8 +96,7 @@ class MoleculeConfig:
             v[key] = tuple(v[key])
         v["size_counts"] = tuple((int(n), int(c)) for n, c in v["size_counts"])
         rest = {k: x for k, x in data.items() if k not in ("vocabulary", "network")}
-        network = {"self_condition": True, **data["network"]}  # as all networks were before the option came
-        return cls(vocabulary=Vocabulary(**v), network=NetworkConfig(**network), **rest)
+        return cls(vocabulary=Vocabulary(**v), network=NetworkConfig(**data["network"]), **rest)
 
 
 class MoleculeNetwork(nn.Module):

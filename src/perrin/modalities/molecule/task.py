@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ class LossConfig:
         time_mean, time_std: times are drawn so that `ln(σ/α)` of the positions is normal with these. The default covers the
             times between which types and bonds are decided (0.2 to 0.5) and those at which bond lengths are (below).
         self_condition: fraction of steps in which a network with self-conditioning sees its own estimate.
+        strides: that estimate is made further up the path, as it will be in sampling: where a sampler of N even steps in the
+            distribution of times would have made it, N log-uniform between these two.
         t_min: the smallest time trained on.
     """
 
@@ -40,6 +42,7 @@ class LossConfig:
     time_mean: float = -1.3
     time_std: float = 1.3
     self_condition: float = 0.5
+    strides: tuple[float, float] = (10.0, 100.0)
     t_min: float = 1e-3
 
 
@@ -95,27 +98,43 @@ class MoleculeTask:
         c = self.loss_config
         number, index = self.plan(step)
         x_0, mask = self.buckets[number].take(index.to(generator.device, non_blocking=True))
+        noise, layouts = GeneratorNoise(generator), layouts_for(mask)
         u = stratified(torch.rand(len(index), generator=generator, device=generator.device))
-        schedule = self.denoiser.process.fields[POSITIONS].schedule
-        t = sample_times_edm(u, schedule, mean=c.time_mean, std=c.time_std, low=c.t_min)
-        x_t = self.denoiser.process.corrupt_state(x_0, t, GeneratorNoise(generator), layouts_for(mask))
+        t = self._time(u)
+        x_t = self.denoiser.process.corrupt_state(x_0, t, noise, layouts)
         chance = c.self_condition if self.self_conditioned else 0.0
         own = (step * _GOLDEN) % 1.0 < chance  # evenly spread, the same on every rank
         batch = {"t": t, "mask": mask}
         batch |= {f"x_0.{k}": v for k, v in x_0.items()} | {f"x_t.{k}": v for k, v in x_t.items()}
+        if own:
+            low, high = c.strides
+            part = torch.rand(len(index), generator=generator, device=generator.device)
+            batch["s"] = s = self._time(u + (high / low) ** part / high)
+            x_s = self.denoiser.process.diffuse_state(x_t, t, s, noise, layouts, step=1)
+            batch |= {f"x_s.{k}": v for k, v in x_s.items()}
         return (number, own), {k: v[rank::world] for k, v in batch.items()}
+
+    def _time(self, u: Tensor) -> Tensor:
+        """Times at quantiles `u` of their distribution."""
+        c, schedule = self.loss_config, self.denoiser.process.fields[POSITIONS].schedule
+        return sample_times_edm(u, schedule, mean=c.time_mean, std=c.time_std, low=c.t_min, high=0.999)
 
     def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `perrin.train.Task`."""
         assert isinstance(key, tuple)
         t, layouts = batch["t"], layouts_for(batch["mask"])
-        x_0, x_t = ({k: batch[f"{part}.{k}"] for k in layouts} for part in ("x_0", "x_t"))
+        x_0, x_t = (state_of(batch, part, layouts) for part in ("x_0", "x_t"))
         previous: State | None = None
         if key[1]:
             with torch.no_grad():
-                previous = {k: v.detach() for k, v in model(x_t, t, layouts=layouts).items()}
+                previous = model(state_of(batch, "x_s", layouts), batch["s"], layouts=layouts)
         estimate = model(x_t, t, layouts=layouts, previous=previous)
         return self.criterion(self.denoiser, x_0, estimate, t, layouts)
+
+
+def state_of(batch: Mapping[str, Tensor], part: str, fields: Iterable[str]) -> State:
+    """The fields `part.name` of a batch."""
+    return {k: batch[f"{part}.{k}"] for k in fields}
 
 
 def _fingerprint(buckets: Sequence[Bucket]) -> str:
