@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -337,6 +338,26 @@ def test_half_precision_logits_draw_the_right_categories(dtype: torch.dtype) -> 
     seen = torch.bincount(out, minlength=K) / n
     assert float((seen - p).abs().max()) < 4.5 * math.sqrt(0.21 / n) + 1e-3
     assert int(out.max()) == 1
+
+
+def test_temperature_is_a_power_of_the_estimate() -> None:
+    process, n = Categorical.uniform(3), 200_000
+    p, x_t = torch.tensor([0.6, 0.3, 0.1], dtype=F64), torch.full((n,), 2)
+    row = Jump(0.0, 1.0)  # from no signal to the data: the estimate itself is drawn
+    for temperature in (1.0, 0.5):
+        drawn = replace(process, temperature=temperature).step(
+            x_t,
+            [p.log().expand(n, 3)],
+            row,
+            CounterNoise(sample_seeds(0, range(n))),
+            Dense(n),
+            name="x",
+            step=1,
+        )
+        want = p ** (1 / temperature) / (p ** (1 / temperature)).sum()
+        assert float((torch.bincount(drawn, minlength=3) / n - want).abs().max()) < 4.5 * (0.25 / n) ** 0.5
+    with pytest.raises(ValueError, match="temperature above 0"):
+        Categorical(prior_probabilities=(0.5, 0.5), temperature=0.0)
 
 
 def test_churn_raises_categorical_noise() -> None:

@@ -41,14 +41,19 @@ class Categorical(Process):
         absorbing_state: the mask's category when the prior is a mask; the denoiser gives it no probability.
         schedule: only `α` is used.
         features: shape of a row, `()` for one category per row; e.g. `(H, W)` for a `Dense` grid.
+        temperature: reverse moves use `p(x_0)^{1/T}`; below 1 favours the probable, at the price of variety. Rows are drawn
+            independently, so that a few steps make combinations that the denoiser would not; fewer of them at T < 1.
     """
 
     prior_probabilities: tuple[float, ...]
     schedule: Schedule = field(default_factory=Power)
     absorbing_state: int | None = None
     features: tuple[int, ...] = ()
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"expected a temperature above 0, given {self.temperature}")
         total = sum(self.prior_probabilities)
         if abs(total - 1) > 1e-6 or min(self.prior_probabilities) < 0:
             raise ValueError(f"expected prior probabilities that sum to 1, given {self.prior_probabilities}")
@@ -155,7 +160,8 @@ class Categorical(Process):
     def posterior(self, x_t: Tensor, logits: Tensor, row: Jump) -> Tensor:
         """Unnormalised `p(x_s | x_t)`, `[..., K]`, for the denoiser's logits over clean categories."""
         # at least float32: rounded to bfloat16, one uniform number in 512 would be 1
-        p0 = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        p0 = torch.softmax(wide if self.temperature == 1 else wide / self.temperature, dim=-1)
         prior = self._prior_tensor(p0)
         if p0.shape[-1] < self.categories:  # the mask, which is never clean
             p0 = torch.nn.functional.pad(p0, (0, 1))

@@ -20,6 +20,8 @@ from torch import Tensor
 from perrin.bundle import Bundle
 from perrin.core import (
     SOLVERS,
+    Categorical,
+    Composite,
     CounterNoise,
     Dense,
     NetworkDenoiser,
@@ -53,6 +55,8 @@ class SamplingOptions:
         mean, std: of the logit-normal grid.
         start: the first time of the power grid; below 1 for solvers that need some signal there.
         decode: take the most probable category in the last step instead of drawing one.
+        temperature: of types, charges and bonds; see `perrin.core.Categorical`.
+        self_condition: hand a network that can use it its estimate before.
     """
 
     steps: int = 50
@@ -63,6 +67,8 @@ class SamplingOptions:
     std: float = 1.6
     start: float = 1.0
     decode: bool = True
+    temperature: float = 1.0
+    self_condition: bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -70,6 +76,8 @@ class SamplingOptions:
         if self.solver not in SOLVERS:
             raise PerrinError(f"expected a solver ({', '.join(SOLVERS)}), given {self.solver!r}")
 
+        if not self.temperature > 0:
+            raise PerrinError(f"expected a temperature above 0, given {self.temperature}")
         if self.grid not in ("power", "logit-normal"):
             raise PerrinError(f"expected the grid power or logit-normal, given {self.grid!r}")
 
@@ -207,11 +215,11 @@ class MoleculeModel:
         plan = options.plan(self.denoiser)
         state: State = sample(
             self.denoiser,
-            self.denoiser.process,
+            tempered(self.denoiser.process, options.temperature),
             plan,
             layouts_for(mask),
             CounterNoise(seeds),
-            self_condition=self.config.network.self_condition,
+            self_condition=options.self_condition and self.config.network.self_condition,
         )
         return {k: v[:count] for k, v in state.items()}, mask[:count]
 
@@ -247,6 +255,15 @@ class MoleculeModel:
             with one_thread() if self.device.type == "cpu" else nullcontext():
                 molecules = self.run_unit(unit, seed, options)
             yield unit, molecules
+
+
+def tempered(process: Composite, temperature: float) -> Composite:
+    """The same process with its categories drawn at a temperature."""
+    fields = {
+        k: replace(p, temperature=temperature) if isinstance(p, Categorical) else p
+        for k, p in process.fields.items()
+    }
+    return replace(process, fields=fields)
 
 
 def _width(atoms: int) -> int:
