@@ -76,6 +76,26 @@ def test_batch_and_replay_change_nothing_and_nothing_waits(models: Any) -> None:
         assert sum(same) >= len(same) - 1
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_one_capture_serves_every_mask_of_a_shape(models: Any, precision: str) -> None:
+    """Also within autocast, whose cast weights a graph must not lose."""
+    from perrin.core.replay import accelerated
+    from perrin.modalities.molecule.fields import layouts_for
+
+    denoiser = models["cuda"].denoiser
+    graphed: Any = accelerated(denoiser, "graph")
+    before = set(graphed._captures)
+    for first in (5, 7, 9):
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed"), torch.no_grad():
+            layouts = layouts_for(Padded.from_sizes(torch.arange(6) + first, 16).mask.to("cuda"))
+            x = denoiser.process.prior_state(CounterNoise(sample_seeds(first, range(6)).to("cuda")), layouts)
+            t = torch.full((6,), 0.4, device="cuda")
+            eager, replayed = (d(x, t, layouts=layouts, previous=None) for d in (denoiser, graphed))
+        for k, v in eager.items():
+            torch.testing.assert_close(replayed[k], v, rtol=1e-4, atol=1e-4)
+    assert len(set(graphed._captures) - before) == 1
+
+
 def test_the_command_writes_molecules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rdkit")
     from perrin.cli import main
@@ -83,6 +103,8 @@ def test_the_command_writes_molecules(tmp_path: Path, capsys: pytest.CaptureFixt
 
     out = tmp_path / "out.sdf"
     assert main(["sample", "molecule/qm9", "-n", "8", "--device", "cuda", "-o", str(out)]) == 0
+    fast = ["--precision", "bf16-mixed", "--mode", "graph", "-o", str(tmp_path / "fast.sdf")]
+    assert main(["sample", "molecule/qm9", "-n", "8", "--device", "cuda", *fast]) == 0
     molecules = read_molecules(out)
     assert len(molecules) == 8
     assert all(len(m.positions) > 1 for m in molecules)

@@ -3,8 +3,8 @@
 The rows of a plan are two or three kernels for each field; the network is hundreds. So it is the denoiser that is compiled
 or captured, and the loop stays as it is.
 
-A graph is captured once for each signature (names, shapes, dtypes of state and time; the layouts; identity of the condition)
-and replayed with the inputs copied into its own tensors. Outputs are copied out, because multistep rows look at old
+A graph is captured once for each signature (names, shapes, dtypes of state and time; kinds and shapes of the layouts; identity
+of the condition) and replayed with the inputs, masks included, copied into its own tensors. Outputs are copied out, because multistep rows look at old
 estimates. A guide that differentiates through its denoiser is captured whole; where a graph's own input needs a gradient,
 which a replay cannot give, the denoiser runs as it is.
 Asked for on a CPU, where there are no graphs, the denoiser runs as it is: same bits, same calls.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from perrin.core.denoiser import Denoiser, passes
-from perrin.core.layout import Layouts
+from perrin.core.layout import Layout, Layouts, Padded, Pairs
 from perrin.core.processes import State
 
 Mode = Literal["eager", "compile", "graph"]
@@ -47,16 +47,32 @@ def accelerated(denoiser: Denoiser, mode: Mode) -> Denoiser:
 class _Capture:
     """One captured call: static inputs, the graph, its outputs."""
 
-    def __init__(self, denoiser: Denoiser, x: State, t: Tensor, previous: State | None, rest: dict[str, Any]):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        x: State,
+        t: Tensor,
+        previous: State | None,
+        condition: Any,
+        layouts: Layouts,
+    ) -> None:
         self.x = {k: v.clone() for k, v in x.items()}
         self.t = t.clone()
         self.previous = None if previous is None else {k: v.clone() for k, v in previous.items()}
-        self.rest = rest  # held, so that the identities in the signature stay taken
+        self.masks = {k: m.clone() for k, m in _masks(layouts).items()}
+        self.held = condition, layouts  # so that the identities in the signature stay taken
 
         def call() -> State:
-            return denoiser(self.x, self.t, previous=self.previous, **rest)
+            # layouts made anew, because they remember what they compute from their mask
+            fresh = {
+                k: type(v)(self.masks[k]) if isinstance(v, Padded | Pairs) else v for k, v in layouts.items()
+            }
+            return denoiser(self.x, self.t, previous=self.previous, condition=condition, layouts=fresh)
 
-        with torch.no_grad(), torch.cuda.device(t.device):
+        # autocast keeps cast weights only as long as its block lasts, and the graph would go on reading them
+        kind, on = t.device.type, torch.is_autocast_enabled(t.device.type)
+        cast = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=on, cache_enabled=False)
+        with torch.no_grad(), torch.cuda.device(t.device), cast:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(
@@ -69,9 +85,11 @@ class _Capture:
             with torch.cuda.graph(self.graph):
                 self.out = call()
 
-    def replay(self, x: State, t: Tensor, previous: State | None) -> State:
+    def replay(self, x: State, t: Tensor, previous: State | None, layouts: Layouts) -> State:
         for k, v in self.x.items():
             v.copy_(x[k])
+        for k, m in _masks(layouts).items():
+            self.masks[k].copy_(m)
         self.t.copy_(t)
         if self.previous is not None and previous is not None:
             for k, v in self.previous.items():
@@ -103,23 +121,32 @@ class GraphedDenoiser:
     def __call__(
         self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
     ) -> State:
-        rest = {"condition": condition, "layouts": layouts}
         if t.device.type != "cuda" or (torch.is_grad_enabled() and any(v.requires_grad for v in x.values())):
-            return self.denoiser(x, t, previous=previous, **rest)
+            return self.denoiser(x, t, condition=condition, layouts=layouts, previous=previous)
         signature = (
             _shapes(x),
             tuple(t.shape),
             t.dtype,
             None if previous is None else _shapes(previous),
             id(condition),
-            tuple(layouts.items()),  # dense ones by value, others by identity
+            torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+            tuple((k, _kind(v)) for k, v in layouts.items()),
         )
         capture = self._captures.get(signature)
         if capture is None:
             if len(self._captures) >= _KEPT:
                 self._captures.pop(next(iter(self._captures)))
-            capture = self._captures[signature] = _Capture(self.denoiser, x, t, previous, rest)
-        return capture.replay(x, t, previous)
+            capture = self._captures[signature] = _Capture(self.denoiser, x, t, previous, condition, layouts)
+        return capture.replay(x, t, previous, layouts)
+
+
+def _masks(layouts: Layouts) -> dict[str, Tensor]:
+    return {k: v.mask for k, v in layouts.items() if isinstance(v, Padded | Pairs)}
+
+
+def _kind(layout: Layout) -> Any:
+    """Masked layouts by the shape of their mask, dense ones by value, others by identity."""
+    return (type(layout), tuple(layout.mask.shape)) if isinstance(layout, Padded | Pairs) else layout
 
 
 def _shapes(state: State) -> tuple[Any, ...]:

@@ -42,6 +42,29 @@ class MoleculeModality(Modality):
                 help="atoms per molecule, hydrogens included, or a range; "
                 "drawn from the training data by default",
             )
+            group.add_argument(
+                "--temperature",
+                type=float,
+                metavar="T",
+                help="of types, charges and bonds: below 1 favours the probable (default: the bundle's)",
+            )
+            group.add_argument(
+                "--self-condition",
+                choices=("on", "off"),
+                help="hand the network its estimate before (default: the bundle's)",
+            )
+            group.add_argument(
+                "--precision",
+                choices=("32-true", "bf16-mixed"),
+                default="32-true",
+                help="of matrix products (default 32-true)",
+            )
+            group.add_argument(
+                "--mode",
+                choices=("eager", "compile", "graph"),
+                default="eager",
+                help="how the network is run: compiled, or replayed as a CUDA graph (default eager)",
+            )
             group.add_argument("--view", metavar="FILE.html", help="also write a page with 3D views")
             group.add_argument("--evaluate", action="store_true", help="also print the metrics table")
         elif verb == "train":

@@ -47,7 +47,13 @@ def sample(a: Namespace) -> None:
     batch = a.batch or (64 if device == "cpu" else 1024)
     reference = str(find_bundle(a.target))
     model = load(reference, device=device)
-    options = model.options(steps=a.steps, solver=a.solver)
+    model.precision, model.mode = a.precision, a.mode
+    options = model.options(
+        steps=a.steps,
+        solver=a.solver,
+        temperature=a.temperature,
+        self_condition=None if a.self_condition is None else a.self_condition == "on",
+    )
     plan = options.plan(model.denoiser)
     if a.dry_run:
         print(plan_table(plan))
@@ -55,6 +61,7 @@ def sample(a: Namespace) -> None:
 
     sizes = model.sizes(a.seed, a.n, atoms)
     key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
+    key |= {} if a.precision == "32-true" else {"precision": a.precision}
     store = PartialStore(output, key)
     molecules: list[Molecule | None] = [None] * a.n
     for indices, part in store.load():

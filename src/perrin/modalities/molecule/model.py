@@ -34,6 +34,7 @@ from perrin.core import (
     sample_seeds,
 )
 from perrin.core.grids import logit_normal
+from perrin.core.replay import Mode
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import decode, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
@@ -124,6 +125,8 @@ class MoleculeModel:
         sampling: defaults.
         name: shown in files.
         sha256: of the bundle's weights.
+        precision: `32-true`, or `bf16-mixed` for matrix products in bfloat16 (coordinates stay in float32).
+        mode: how the network is run: `eager`, `compile` or `graph`; see `perrin.core.replay`.
     """
 
     def __init__(
@@ -134,9 +137,12 @@ class MoleculeModel:
         *,
         name: str = "",
         sha256: str = "",
+        precision: str = "32-true",
+        mode: Mode = "eager",
     ) -> None:
         self.denoiser, self.config, self.sampling = denoiser, config, sampling
         self.name, self.sha256 = name, sha256
+        self.precision, self.mode = precision, mode
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> MoleculeModel:
@@ -213,14 +219,17 @@ class MoleculeModel:
         seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
         mask = Padded.from_sizes(torch.tensor(unit.atoms)[rows], unit.width).mask.to(self.device)
         plan = options.plan(self.denoiser)
-        state: State = sample(
-            self.denoiser,
-            tempered(self.denoiser.process, options.temperature),
-            plan,
-            layouts_for(mask),
-            CounterNoise(seeds),
-            self_condition=options.self_condition and self.config.network.self_condition,
-        )
+        half = self.precision == "bf16-mixed"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            state: State = sample(
+                self.denoiser,
+                tempered(self.denoiser.process, options.temperature),
+                plan,
+                layouts_for(mask),
+                CounterNoise(seeds),
+                self_condition=options.self_condition and self.config.network.self_condition,
+                mode=self.mode,
+            )
         return {k: v[:count] for k, v in state.items()}, mask[:count]
 
     def sample(
