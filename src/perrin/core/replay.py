@@ -5,8 +5,8 @@ or captured, and the loop stays as it is.
 
 A graph is captured once for each signature (names, shapes, dtypes of state and time; kinds and shapes of the layouts;
 identity of the condition) and replayed with the inputs, masks included, copied into its own tensors. Outputs are copied out,
-because multistep rows look at old estimates. A guide that differentiates through its denoiser is captured whole; where a graph's own input needs a gradient,
-which a replay cannot give, the denoiser runs as it is.
+because multistep rows look at old estimates. A guide that differentiates through its denoiser is captured whole; where a
+graph's own input needs a gradient, which a replay cannot give, the denoiser runs as it is.
 Asked for on a CPU, where there are no graphs, the denoiser runs as it is: same bits, same calls.
 """
 
