@@ -442,7 +442,7 @@ def test_other_formats(here: Path, suffix: str) -> None:
 
 # stopping and going on
 
-LONG = "sample molecule/qm9 -n 64 --seed 7 --steps 6 --batch 16"
+LONG = "sample molecule/qm9 -n 64 --seed 7 --steps 20 --batch 16"
 
 
 @pytest.fixture(scope="module")
