@@ -467,3 +467,28 @@ def test_the_estimate_given_was_made_further_up_the_path(tmp_path: Path) -> None
         assert bool((batch["s"] >= batch["t"]).all())
         assert not torch.equal(batch["x_s.positions"], batch["x_t.positions"])
     assert seen == pytest.approx(20, abs=1)
+
+
+@pytest.mark.slow
+def test_two_ranks_stopped_and_resumed_on_one_follow_one_rank(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def run(folder: str, ranks: int, *more: str) -> None:
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+        words = [str(root / "tests" / "train" / "ranks.py"), str(tmp_path / folder), str(ranks), *more]
+        subprocess.run([sys.executable, *launch, *words], check=True, env=environment, timeout=240)
+
+    run("one", 1)
+    run("two", 2, "9")
+    stopped = lines(tmp_path / "two")[-1]["step"]
+    assert 9 < stopped < 40, "ranks agree on a signal every 16 steps"
+    run("two", 1)
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert [r["step"] for r in one] == [r["step"] for r in two] == list(range(1, 41))
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)

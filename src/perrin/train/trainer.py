@@ -158,6 +158,8 @@ class Trainer:
                     power.update(dict(bare.named_parameters()), step + 1)
                 done = step + 1
                 over = options.used(done, seconds) >= 1
+                if many and (over or done % options.log_every == 0):
+                    losses = {k: fabric.all_reduce(v.clone(), reduce_op="mean") for k, v in losses.items()}
                 log(step, losses, norm, lr, last=over)
                 stopped = signal if many else stop.number or 0
                 if stopped or over or done % options.save_every == 0:
