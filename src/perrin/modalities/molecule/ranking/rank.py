@@ -191,6 +191,11 @@ def rank(
     )
 
 
+def describe_all(molecules: Sequence[Molecule], workers: int = 1) -> list[dict[str, Any]]:
+    """`columns.describe` of every molecule, in order."""
+    return [values for values, _ in _spread(_describe, molecules, workers, lambda n: None)]
+
+
 def _sorted(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     return {k: row[k] for k in columns if k in row} | {k: v for k, v in row.items() if k not in columns}
 
