@@ -339,20 +339,16 @@ def _page(
     from perrin.modalities.molecule.view_properties import page_properties, with_properties
     from perrin.run.pool import cpu_count
 
-    source = provenance or {}
-    keys = str((source.get("arguments") or {}).get("by") or "") if source.get("verb") == "rank" else ""
-    while source.get("verb") == "rank":
-        source = (source.get("source") or {}).get("run") or {}
-    ours = (source.get("bundle") or {}).get("path") == "molecule/qm9"
-    if reference is None and ours and (cache_dir() / FILE).is_file():  # else it would be built first: minutes
-        reference = "qm9"
+    if reference is None and made_by_qm9(provenance) and (cache_dir() / FILE).is_file():
+        reference = "qm9"  # where it is not prepared yet, that would take longer than the page
     described = with_properties(molecules, cpu_count())
-    first = [word.strip().lstrip("+-").lower() for word in keys.split(",")]
+    arguments = (provenance or {}).get("arguments")
+    keys = str(arguments.get("by") or "").lower().split(",") if isinstance(arguments, dict) else []
     named = {str(name).lower(): str(name) for m in described for name in m.properties}
     properties = page_properties(
         described,
         reference=None if reference == "none" else reference,
-        first=[name for name in ("rank", *(named.get(word, "") for word in first)) if name],
+        first=[named[key.strip().lstrip("+-")] for key in keys if key.strip().lstrip("+-") in named],
         workers=cpu_count(),
     )
     write_page(
@@ -363,6 +359,16 @@ def _page(
         provenance=provenance,
         properties=properties,
     )
+
+
+def made_by_qm9(provenance: dict[str, Any] | None) -> bool:
+    """Whether the record says that the bundle `molecule/qm9` made the molecules, if need be by what a ranking records."""
+    source: Any = provenance
+    while isinstance(source, dict) and source.get("verb") == "rank":
+        source = source.get("source")
+        source = source.get("run") if isinstance(source, dict) else None
+    bundle = source.get("bundle") if isinstance(source, dict) else None
+    return isinstance(bundle, dict) and bundle.get("path") == "molecule/qm9"
 
 
 def choose_device(name: str | None) -> str:

@@ -155,7 +155,9 @@ def _metrics_table(metrics: dict[str, Any] | None) -> str:
         f"<table class='metrics'><caption>{html.escape(group)}</caption><tbody>{body}</tbody></table>"
         for group, body in groups.items()
     )
-    return f"<details id='metrics' open><summary>Metrics</summary><div class='groups'>{tables}</div></details>"
+    return (
+        f"<details id='metrics' open><summary>Metrics</summary><div class='groups'>{tables}</div></details>"
+    )
 
 
 def _leaves(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
