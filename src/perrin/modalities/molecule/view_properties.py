@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.modalities.molecule.ranking.columns import COLUMNS, DESCRIPTORS, descriptors
+from perrin.modalities.molecule.ranking.columns import COLUMNS, DESCRIPTORS, descriptors, prepare
 from perrin.modalities.molecule.ranking.identity import parse, reference_texts
 from perrin.modalities.molecule.ranking.rank import describe_all
 from perrin.modalities.molecule.structure import Molecule
@@ -34,10 +34,14 @@ _WORK: dict[str, Any] = {}
 
 def with_properties(molecules: Sequence[Molecule], workers: int = 1) -> list[Molecule]:
     """The molecules with RDKit's descriptors as further properties; what the file says stays as it is."""
-    out = []
-    for molecule, values in zip(molecules, describe_all(molecules, workers), strict=True):
+    names = {c.name for c in DESCRIPTORS}
+    bare = [
+        i for i, m in enumerate(molecules) if not names <= set(m.properties)
+    ]  # others come from a ranking
+    out = list(molecules)
+    for i, values in zip(bare, describe_all([molecules[i] for i in bare], workers), strict=True):
         values = {k: v for k, v in values.items() if k not in ("valid", "smiles") and v != ""}
-        out.append(dataclasses.replace(molecule, properties={**values, **molecule.properties}))
+        out[i] = dataclasses.replace(out[i], properties={**values, **out[i].properties})
     return out
 
 
@@ -110,6 +114,7 @@ def reference_values(reference: str, workers: int = 1) -> tuple[str, dict[str, l
         texts, kind = reference_texts(reference)
         chosen = np.random.default_rng(0).permutation(len(texts))[:DRAWN].tolist()
         label, texts = Path(reference).name, [texts[i] for i in chosen]
+    prepare()
     found: list[dict[str, Any] | None] = [None] * len(texts)
     chunks = [range(i, min(i + 100, len(texts))) for i in range(0, len(texts), 100)]
     for chunk, part in map_unordered(

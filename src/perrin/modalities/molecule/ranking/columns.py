@@ -145,6 +145,12 @@ def descriptors(mol: Chem.Mol) -> dict[str, Any]:
     }
 
 
+def prepare() -> None:
+    """Load the tables now, so that processes forked later share them: the fragments of SA take over a second."""
+    _pains()
+    _scorer()
+
+
 @cache
 def _pains() -> Any:
     parameters = FilterCatalogParams()

@@ -14,7 +14,7 @@ from typing import Any
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.metrics.packages import require
-from perrin.modalities.molecule.ranking.columns import COLUMNS, STRAIN, XTB, describe, sanitized
+from perrin.modalities.molecule.ranking.columns import COLUMNS, STRAIN, XTB, describe, prepare, sanitized
 from perrin.modalities.molecule.ranking.diverse import pick_diverse
 from perrin.modalities.molecule.ranking.identity import Keys, Known, duplicates, keys_of
 from perrin.modalities.molecule.ranking.wishes import Key, order, parse_keys, parse_where
@@ -117,6 +117,7 @@ def rank(
     if wants_xtb or wants_strain:
         require("tblite", "GFN2-xTB")
 
+    prepare()
     rows: list[dict[str, Any]] = []
     found: list[Keys] = []
     parts = _spread(_describe, molecules, options.workers, lambda n: advance("describing", n, len(molecules)))
@@ -193,6 +194,8 @@ def rank(
 
 def describe_all(molecules: Sequence[Molecule], workers: int = 1) -> list[dict[str, Any]]:
     """`columns.describe` of every molecule, in order."""
+    if molecules:
+        prepare()
     return [values for values, _ in _spread(_describe, molecules, workers, lambda n: None)]
 
 
