@@ -334,13 +334,15 @@ def _page(
     reference: str | None = None,
 ) -> None:
     """A page with descriptors, and histograms beside a reference: by default QM9, if a bundle of it made the molecules."""
-    from perrin.modalities.molecule.qm9 import FILE, cache_dir
     from perrin.modalities.molecule.view import write_page
     from perrin.modalities.molecule.view_properties import page_properties, with_properties
     from perrin.run.pool import cpu_count
 
-    if reference is None and made_by_qm9(provenance) and (cache_dir() / FILE).is_file():
-        reference = "qm9"  # where it is not prepared yet, that would take longer than the page
+    if reference is None and made_by_qm9(provenance):
+        from perrin.modalities.molecule.qm9 import FILE, cache_dir
+
+        if (cache_dir() / FILE).is_file():  # to prepare it would take longer than the page
+            reference = "qm9"
     described = with_properties(molecules, cpu_count())
     arguments = (provenance or {}).get("arguments")
     keys = str(arguments.get("by") or "").lower().split(",") if isinstance(arguments, dict) else []

@@ -26,6 +26,8 @@ _WORK: dict[str, Any] = {}
 _OWN = ("rank", "pick", "duplicate_of")
 _XTB = {c.name for c in XTB}
 CHUNK = 16
+FEW = 200
+"""Up to this many molecules, what takes milliseconds for each is done before processes have started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +216,11 @@ def _spread(
     results: list[Any] = [None] * len(molecules)
     done = 0
     for chunk, values in map_unordered(
-        work, chunks, workers=workers, setup=_setup, arguments=(list(molecules),)
+        work,
+        chunks,
+        workers=1 if work is not _strain and len(molecules) <= FEW else workers,
+        setup=_setup,
+        arguments=(list(molecules),),
     ):
         results[chunk.start : chunk.stop] = values
         done += len(chunk)
