@@ -25,9 +25,10 @@ from perrin.modalities.molecule.chem import add_geometry
 from perrin.modalities.molecule.commands import made_by_qm9
 from perrin.modalities.molecule.files import write_sdf
 from perrin.modalities.molecule.ranking import descriptors
+from perrin.modalities.molecule.ranking.columns import DESCRIPTORS
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.view import write_page
-from perrin.modalities.molecule.view_properties import page_properties, with_properties
+from perrin.modalities.molecule.view_properties import DRAWN, _read, page_properties, with_properties
 
 SMILES = ["CCO", "CCN", "CC(=O)Oc1ccccc1C(=O)O", "c1ccccc1O", "CC(C)C", "C1CCCCC1", "N#CC=O", "Oc1ccccc1O"]
 REFERENCE = ["CCCO", "CC(=O)N", "c1ccncc1", "OCCO", "CCCCC", "not a molecule", "C1CC1", "CS(C)=O"]
@@ -90,6 +91,23 @@ def test_no_reference_and_no_properties(molecules: list[Molecule]) -> None:
     assert all("shares" not in h for h in found["histograms"])
     with pytest.raises(PerrinError, match="does not exist"):
         page_properties(molecules, reference="nope.smi")
+
+
+def test_a_damaged_cache_is_none(tmp_path: Path) -> None:
+    good = {c.name: [1.0] * DRAWN for c in DESCRIPTORS}
+    kept = tmp_path / "kept.json"
+    assert _read(kept) is None
+    for text in (
+        "",
+        "[1]",
+        "{}",
+        json.dumps(good | {"QED": [1.0]}),
+        json.dumps(good | {"QED": [None] * DRAWN}),
+    ):
+        kept.write_text(text)
+        assert _read(kept) is None
+    kept.write_text(json.dumps(good))
+    assert _read(kept) == good
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def _page(
     from perrin.run.pool import cpu_count
 
     if reference is None and made_by_qm9(provenance):
-        from perrin.modalities.molecule.qm9 import FILE, cache_dir
+        from perrin.modalities.molecule.qm9_cache import FILE, cache_dir
 
         if (cache_dir() / FILE).is_file():  # to prepare it would take longer than the page
             reference = "qm9"

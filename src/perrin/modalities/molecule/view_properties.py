@@ -8,17 +8,23 @@ the median: 2,000 molecules of it, drawn at random by a fixed seed, or all where
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rdkit import rdBase
 
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.qm9_cache import cache_dir
 from perrin.modalities.molecule.ranking.columns import COLUMNS, DESCRIPTORS, descriptors, prepare
 from perrin.modalities.molecule.ranking.identity import parse, reference_texts
 from perrin.modalities.molecule.ranking.rank import describe_all
 from perrin.modalities.molecule.structure import Molecule
+from perrin.run.atomic import write_json
 from perrin.run.pool import map_unordered
 
 DRAWN = 2000
@@ -104,12 +110,16 @@ def reference_values(reference: str, workers: int = 1) -> tuple[str, dict[str, l
         PerrinError: it cannot be read.
     """
     if reference == "qm9":
+        label = "QM9, training split"
+        kept = cache_dir() / f"descriptors-{DRAWN}-rdkit-{rdBase.rdkitVersion}.json"
+        if (values := _read(kept)) is not None:
+            return label, values
         from perrin.modalities.molecule.qm9 import load_qm9
 
         data = load_qm9()
         rows = data.split()["train"]
         chosen = np.random.default_rng(0).permutation(len(rows))[:DRAWN].tolist()
-        label, texts, kind = "QM9, training split", data.subset(rows[chosen]).smiles(), "smiles"
+        texts, kind = data.subset(rows[chosen]).smiles(), "smiles"
     else:
         texts, kind = reference_texts(reference)
         chosen = np.random.default_rng(0).permutation(len(texts))[:DRAWN].tolist()
@@ -122,7 +132,21 @@ def reference_values(reference: str, workers: int = 1) -> tuple[str, dict[str, l
     ):
         found[chunk.start : chunk.stop] = part
     good = [values for values in found if values is not None]
-    return label, {c.name: [float(v[c.name]) for v in good] for c in DESCRIPTORS} if good else {}
+    out = {c.name: [float(v[c.name]) for v in good] for c in DESCRIPTORS} if good else {}
+    if reference == "qm9":
+        with suppress(PerrinError):  # a cache that cannot be written is none
+            write_json(kept, out)
+    return label, out
+
+
+def _read(path: Path) -> dict[str, list[float]] | None:
+    """Cached descriptors, unless the file is missing, damaged or of another set of columns."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        good = set(values) == {c.name for c in DESCRIPTORS} and all(len(v) == DRAWN for v in values.values())
+        return {k: [float(x) for x in v] for k, v in values.items()} if good else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _histogram(name: str, values: list[float], others: list[float] | None) -> dict[str, Any] | None:
