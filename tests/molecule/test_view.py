@@ -159,9 +159,9 @@ def test_policy_allows_only_the_page_s_two_scripts(text: str) -> None:
     policy = next(
         str(a["content"]) for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"
     )
-    run = page.scripts[2:]
+    run = page.scripts[3:]
     types = [a.get("type") for tag, a in page.elements if tag == "script"]
-    assert types == ["application/json", "application/json", None, None]
+    assert types == ["application/json"] * 3 + [None, None]
     for script in run:
         assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
     assert policy.count("sha256-") == len(run)
@@ -172,7 +172,7 @@ def test_policy_allows_only_the_page_s_two_scripts(text: str) -> None:
 
 def test_names_cannot_become_markup(text: str) -> None:
     page = Page(text)
-    assert len(page.scripts) == 4
+    assert len(page.scripts) == 5
     assert "alert(1)</script>" not in text
     assert not any(a.get("onerror") for _, a in page.elements)
     first = page.data()[0]
@@ -183,7 +183,7 @@ def test_names_cannot_become_markup(text: str) -> None:
 def test_a_marker_in_the_data_is_not_filled_in(molecules: list[Molecule]) -> None:
     page = Page(render_page([replace(molecules[0], name="{{library}}")], title="{{molecules}}"))
     assert page.data()[0]["name"] == "{{library}}"
-    assert len(page.scripts) == 4
+    assert len(page.scripts) == 5
 
 
 def test_all_molecules_round_trip(molecules: list[Molecule], text: str) -> None:
@@ -290,7 +290,8 @@ def test_metrics_are_read_with_tolerance(metrics: dict[str, Any], expected: list
 
 def test_no_metrics_no_provenance_no_molecules() -> None:
     text = render_page([], title="nothing")
-    assert "<summary>" not in text
+    assert "<summary>Metrics" not in text
+    assert "<summary>Provenance" not in text
     assert "0 molecules" in text
     assert Page(text).data() == []
 

@@ -20,6 +20,7 @@ VERBS = {
     "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
+    "rank": "filter, sort and pick: perrin rank out.sdf --by qed,-sa --where 'MW<150'",
     "view": "one self-contained HTML page: perrin view out.sdf",
     "rerun": "run again what a run.json records: perrin rerun out.sdf.run.json",
     "list": "what is installed",
@@ -97,7 +98,7 @@ def _run(argv: list[str]) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"perrin {__version__}")
         return 0
-    verb, rest = argv[0], argv[1:]
+    verb, rest = argv[0], _joined(argv[1:])
     if verb not in VERBS:
         raise PerrinError(f"expected a command ({', '.join(VERBS)}), given {verb!r}: see 'perrin --help'")
     parser = _parser(verb)
@@ -117,6 +118,17 @@ def _run(argv: list[str]) -> int:
     with _terminate_as_interrupt(verb):
         getattr(found, verb)(parsed)
     return 0
+
+
+def _joined(words: list[str]) -> list[str]:
+    """`--by -sa` as `--by=-sa`: argparse would take the key for an option."""
+    out: list[str] = []
+    for word in words:
+        if out and out[-1] == "--by" and len(word) > 2 and word[0] == "-" and word[1] != "-":
+            out[-1] = f"--by={word}"
+        else:
+            out.append(word)
+    return out
 
 
 def _overview() -> str:
@@ -207,6 +219,21 @@ def _parser(verb: str) -> ArgumentParser:
         parser.add_argument("file", help="what was generated")
         parser.add_argument("--like", metavar="NAME", help="reference data for novelty, such as qm9")
         parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    elif verb == "rank":
+        parser.add_argument("file", help="what was generated")
+        parser.add_argument(
+            "-o", "--out", metavar="FILE", help="where to; the suffix chooses the format (default: beside)"
+        )
+        parser.add_argument(
+            "--by",
+            metavar="KEYS",
+            help="properties with commas, the largest first; -NAME is the smallest first",
+        )
+        parser.add_argument(
+            "--where", action="append", metavar="FILTER", help="such as 'QED>0.5'; may be given several times"
+        )
+        parser.add_argument("--top", type=int, metavar="N", help="keep the best N")
+        parser.add_argument("--workers", type=int, help="processes (default: the cores there are)")
     elif verb == "view":
         parser.add_argument("file", help="what was generated")
         parser.add_argument("-o", "--out", metavar="FILE.html", help="where to (default: beside the file)")

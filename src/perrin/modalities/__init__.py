@@ -29,7 +29,7 @@ class Modality(ABC):
     Class attributes:
         name: the first part of `molecule/qm9`.
         summary: one line for `perrin list`.
-        suffixes: files that `perrin evaluate` and `perrin view` bring to this modality.
+        suffixes: files that `perrin evaluate`, `perrin rank` and `perrin view` bring to this modality.
     """
 
     name: str
@@ -59,6 +59,10 @@ class Modality(ABC):
     def evaluate(self, arguments: Namespace) -> None:
         """`perrin evaluate`."""
         self._refuse("evaluate")
+
+    def rank(self, arguments: Namespace) -> None:
+        """`perrin rank`; `arguments` has file, out, by, where, top, workers, argv."""
+        self._refuse("rank")
 
     def view(self, arguments: Namespace) -> None:
         """`perrin view`."""

@@ -128,6 +128,30 @@ class MoleculeModality(Modality):
                 help="which molecules --relax N draws (default 0)",
             )
             group.add_argument("--workers", type=int, help="processes (default: the cores there are)")
+        elif verb == "rank":
+            group.add_argument(
+                "--xtb", action="store_true", help="GFN2-xTB energy, gap, orbitals and dipole of the geometry"
+            )
+            group.add_argument(
+                "--diverse", type=int, metavar="K", help="keep K different ones (MaxMin, Morgan fingerprints)"
+            )
+            group.add_argument(
+                "--reference", metavar="NAME", help="flag known molecules: qm9, or a file .sdf, .smi or .csv"
+            )
+            group.add_argument(
+                "--duplicates",
+                default="mark",
+                help="mark or drop what equals an earlier molecule (default mark)",
+            )
+            group.add_argument(
+                "--known", default="mark", help="mark or drop what is in --reference (default mark)"
+            )
+        elif verb == "view":
+            group.add_argument(
+                "--reference",
+                metavar="NAME",
+                help="histograms beside these molecules: qm9, a file, or none (default: the data of the bundle)",
+            )
 
     def load(self, bundle: Bundle, *, device: str = "cpu") -> MoleculeModel:
         """The model of a bundle."""
@@ -152,6 +176,12 @@ class MoleculeModality(Modality):
         from perrin.modalities.molecule import commands
 
         commands.evaluate(arguments)
+
+    def rank(self, arguments: Namespace) -> None:
+        """Filter, sort and pick molecules."""
+        from perrin.modalities.molecule.ranking import command
+
+        command.run(arguments)
 
     def view(self, arguments: Namespace) -> None:
         """Write a page."""

@@ -121,15 +121,7 @@ def sample(a: Namespace) -> None:
         print(f"{len(kept)} molecules in {output}, all from unfinished work")
     metrics = _evaluate(whole, label=a.target) if a.evaluate else None
     if a.view:
-        from perrin.modalities.molecule.view import write_page
-
-        write_page(
-            a.view,
-            whole,
-            title=f"{a.target}, {a.n} molecules",
-            metrics=_page_metrics(metrics),
-            provenance=content,
-        )
+        _page(a.view, whole, f"{a.target}, {a.n} molecules", metrics, content)
         print(f"3D views in {a.view}")
 
 
@@ -335,19 +327,60 @@ def view(a: Namespace) -> None:
     """`perrin view FILE`: one HTML page beside it."""
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.metrics import evaluate as judge
-    from perrin.modalities.molecule.view import write_page
 
     molecules = read_molecules(a.file)
     target = Path(a.out) if a.out else Path(a.file).with_suffix(".html")
     metrics = judge(molecules, _protocol(molecules, None), label=Path(a.file).name)
-    write_page(
-        target,
-        molecules,
-        title=Path(a.file).name,
-        metrics=_page_metrics(metrics),
-        provenance=_provenance(a.file),
-    )
+    _page(target, molecules, Path(a.file).name, metrics, _provenance(a.file), reference=a.reference)
     print(f"{len(molecules)} molecules in {target}")
+
+
+def _page(
+    path: str | Path,
+    molecules: Sequence[Molecule],
+    title: str,
+    metrics: dict[str, Any] | None,
+    provenance: dict[str, Any] | None,
+    reference: str | None = None,
+) -> None:
+    """A page with descriptors, and histograms beside a reference: by default QM9, if a bundle of it made the molecules."""
+    from perrin.modalities.molecule.view import write_page
+    from perrin.modalities.molecule.view_properties import page_properties, with_properties
+    from perrin.run.pool import cpu_count
+
+    if reference is None and made_by_qm9(provenance):
+        from perrin.modalities.molecule.qm9_cache import FILE, cache_dir
+
+        if (cache_dir() / FILE).is_file():  # to prepare it would take longer than the page
+            reference = "qm9"
+    described = with_properties(molecules, cpu_count())
+    arguments = (provenance or {}).get("arguments")
+    keys = str(arguments.get("by") or "").lower().split(",") if isinstance(arguments, dict) else []
+    named = {str(name).lower(): str(name) for m in described for name in m.properties}
+    properties = page_properties(
+        described,
+        reference=None if reference == "none" else reference,
+        first=[named[key.strip().lstrip("+-")] for key in keys if key.strip().lstrip("+-") in named],
+        workers=cpu_count(),
+    )
+    write_page(
+        path,
+        described,
+        title=title,
+        metrics=_page_metrics(metrics),
+        provenance=provenance,
+        properties=properties,
+    )
+
+
+def made_by_qm9(provenance: dict[str, Any] | None) -> bool:
+    """Whether the record says that the bundle `molecule/qm9` made the molecules, if need be by what a ranking records."""
+    source: Any = provenance
+    while isinstance(source, dict) and source.get("verb") == "rank":
+        source = source.get("source")
+        source = source.get("run") if isinstance(source, dict) else None
+    bundle = source.get("bundle") if isinstance(source, dict) else None
+    return isinstance(bundle, dict) and bundle.get("path") == "molecule/qm9"
 
 
 def choose_device(name: str | None) -> str:

@@ -180,6 +180,24 @@ def read_smiles(path: str | Path, elements: Collection[int] | None = None) -> li
     """Molecules from `SMILES name` lines, or from the column `smiles` of a CSV file; the geometry is generated."""
     from perrin.modalities.molecule.chem import add_geometry
 
+    molecules = []
+    for number, smiles, name in smiles_entries(path):
+        where = f"line {number} of {path}"
+        try:
+            molecule = add_geometry(smiles)
+        except PerrinError as error:
+            raise PerrinError(f"{error} ({where})") from error
+        _check(molecule, elements, where)
+        molecules.append(replace(molecule, name=name))
+    return _not_empty(molecules, path)
+
+
+def smiles_entries(path: str | Path) -> list[tuple[int, str, str]]:
+    """Line number, SMILES and name of every entry of a SMILES or CSV file, not parsed.
+
+    Raises:
+        PerrinError: the file is missing or empty, or a CSV without a column `smiles`.
+    """
     text = read_text(path)
     entries: list[tuple[int, str, str]] = []
     if Path(path).suffix.lower() == ".csv":
@@ -195,18 +213,16 @@ def read_smiles(path: str | Path, elements: Collection[int] | None = None) -> li
         for number, line in enumerate(text.splitlines(), 1):
             smiles, *rest = line.split(maxsplit=1) or [""]
             entries.append((number, smiles, rest[0].strip() if rest else ""))
-    molecules = []
-    for number, smiles, name in entries:
-        if not smiles or smiles.startswith("#") or (number == 1 and smiles.lower() == "smiles"):
-            continue
-        where = f"line {number} of {path}"
-        try:
-            molecule = add_geometry(smiles)
-        except PerrinError as error:
-            raise PerrinError(f"{error} ({where})") from error
-        _check(molecule, elements, where)
-        molecules.append(replace(molecule, name=name))
-    return _not_empty(molecules, path)
+    return [
+        entry
+        for entry in entries
+        if entry[1] and not entry[1].startswith("#") and not (entry[0] == 1 and entry[1].lower() == "smiles")
+    ]
+
+
+def sdf_blocks(path: str | Path) -> list[str]:
+    """The mol block of every record of an SDF, not parsed."""
+    return [block for _, block, _ in _sdf_records(read_text(path))]
 
 
 def write_smiles(path: str | Path, molecules: Iterable[Molecule]) -> None:

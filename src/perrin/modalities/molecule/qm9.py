@@ -16,7 +16,6 @@ bonds `bond_offsets[i]:bond_offsets[i + 1]` (atom numbers within the molecule) a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 
 from perrin.errors import PerrinError
+from perrin.modalities.molecule.qm9_cache import FILE, cache_dir
 from perrin.modalities.molecule.qm9_prepare import FORMAT, prepare_qm9, source_files
 from perrin.modalities.molecule.structure import Molecule
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 COUNT = 130_831
 """Molecules in qm9pack 1.0.3."""
-
-FILE = "qm9-v1.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,15 +156,6 @@ def load_qm9(limit: int | None = None) -> QM9:
     if limit is None or limit >= len(data):
         return data
     return data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(42))[:limit])
-
-
-def cache_dir() -> Path:
-    """Where the prepared data set lives: `$PERRIN_CACHE/qm9`, or the user's cache directory."""
-    if root := os.environ.get("PERRIN_CACHE"):
-        return Path(root).expanduser() / "qm9"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("perrin")) / "qm9"
 
 
 def _gather(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

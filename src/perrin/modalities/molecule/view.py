@@ -21,10 +21,11 @@ from typing import Any
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.structure import Molecule
+from perrin.modalities.molecule.view_properties import page_properties
 from perrin.modalities.molecule.view_records import elements, plain, record
 from perrin.run.atomic import write_text
 
-_SCRIPTS = ("formats.js", "mesh.js", "page.js", "stage.js")
+_SCRIPTS = ("formats.js", "mesh.js", "page.js", "histograms.js", "stage.js")
 
 
 def render_page(
@@ -33,6 +34,7 @@ def render_page(
     title: str,
     metrics: dict[str, Any] | None = None,
     provenance: dict[str, Any] | None = None,
+    properties: dict[str, Any] | None = None,
 ) -> str:
     """The page as text.
 
@@ -41,6 +43,7 @@ def render_page(
         title: heading and document title, plain text.
         metrics: protocol → metric → `{value, stderr, unit}`; bare numbers and missing levels are accepted.
         provenance: the content of `run.json`.
+        properties: columns and histograms, from `view_properties.page_properties`.
 
     Raises:
         PerrinError: plotly is not installed.
@@ -57,6 +60,7 @@ def render_page(
         "provenance": _provenance(provenance),
         "elements": _json(elements(molecules)),
         "molecules": _json(records),
+        "properties": _json(properties or page_properties(molecules)),
         "script": script,
         "library": library,
     }
@@ -71,13 +75,14 @@ def write_page(
     title: str,
     metrics: dict[str, Any] | None = None,
     provenance: dict[str, Any] | None = None,
+    properties: dict[str, Any] | None = None,
 ) -> Path:
     """Write `render_page` to `path`, whole or not at all; folders on the way are created.
 
     Raises:
         PerrinError: `path` is a directory, or cannot be written (no permission, full disk).
     """
-    text = render_page(molecules, title=title, metrics=metrics, provenance=provenance)
+    text = render_page(molecules, title=title, metrics=metrics, provenance=provenance, properties=properties)
     write_text(Path(path), text.encode(errors="replace").decode())
     return Path(path)
 
@@ -150,7 +155,9 @@ def _metrics_table(metrics: dict[str, Any] | None) -> str:
         f"<table class='metrics'><caption>{html.escape(group)}</caption><tbody>{body}</tbody></table>"
         for group, body in groups.items()
     )
-    return f"<details open><summary>Metrics</summary><div class='groups'>{tables}</div></details>"
+    return (
+        f"<details id='metrics' open><summary>Metrics</summary><div class='groups'>{tables}</div></details>"
+    )
 
 
 def _leaves(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

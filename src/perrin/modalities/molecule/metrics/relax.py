@@ -107,7 +107,7 @@ def relax_one(molecule: Molecule, options: RelaxOptions | None = None) -> tuple[
     from ase.calculators.calculator import CalculatorError
     from ase.optimize import BFGS
 
-    with _one_thread():
+    with one_thread_tblite():
         from tblite.ase import TBLite
 
     options = options or RelaxOptions()
@@ -186,7 +186,7 @@ def _broken(molecule: Molecule, positions: np.ndarray) -> bool:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread_tblite() -> Iterator[None]:
     """tblite's OpenMP reads this when it is loaded; its threads cost time for molecules of this size."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -4,6 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const elements = JSON.parse(byId('element-data').textContent);
 const records = JSON.parse(byId('molecule-data').textContent);
+const page = JSON.parse(byId('property-data').textContent);
 const CHUNK = 60;
 const COLUMNS = [
   ['index', 'No.', (r, k) => k],
@@ -12,8 +13,8 @@ const COLUMNS = [
   ['line', 'SMILES', (r) => r.smiles],
   ['size', 'Atoms', (r) => r.z.length],
   ['pieces', 'Fragments', (r) => r.fragments],
-];
-const state = { shown: [], built: 0, selected: -1, key: 'index', down: false, camera: null };
+].filter(([id]) => id !== 'pieces' || !page.shown.length); // the badge and a property say it too
+const state = { columns: new Set(page.shown), shown: [], built: 0, selected: -1, key: 'index', down: false, camera: null };
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -36,6 +37,10 @@ function badges(r) {
   if (r.valid === false) list.push(['does not sanitise', 'bad']);
   if (r.fragments > 1) list.push([`${r.fragments} fragments`, '']);
   if (r.radicals) list.push([`${r.radicals} unpaired e⁻`, '']);
+  const { duplicate_of: first, duplicate, known, pains, pains_alerts: alerts } = r.properties;
+  if (first || duplicate) list.push([first ? `duplicate of ${first}` : 'duplicate', '']);
+  if (known) list.push(['known', '']);
+  if (pains) list.push([`PAINS: ${alerts || pains}`, 'bad']);
   if (r.valid === null) list.push(['no bonds', '']);
   if (r.xyz.includes(null)) list.push(['positions not finite', 'bad']);
   return list.map(([text, kind]) => make('span', `badge ${kind}`, text));
@@ -74,13 +79,31 @@ function matches(r, k, words, status) {
   if (status === 'pieces' && !(r.fragments > 1)) return false;
   if (status === 'radical' && !r.radicals) return false;
   if (status === 'invalid' && r.valid !== false) return false;
-  return words.every((word) => /^#\d+$/.test(word) ? Number(word.slice(1)) === k + 1
+  if (status === 'new' && (r.properties.duplicate || r.properties.known)) return false;
+  return words.every((word) => typeof word === 'function' ? word(r) : /^#\d+$/.test(word) ? Number(word.slice(1)) === k + 1
     : (r.smiles || '').includes(word) || r.formula.includes(word)
       || r.name.toLowerCase().includes(word.toLowerCase()));
 }
 
+const COMPARE = { '<': (a, b) => a < b, '<=': (a, b) => a <= b, '>': (a, b) => a > b, '>=': (a, b) => a >= b, '=': (a, b) => a === b };
+
+// `QED>0.5` as a test of a record, where QED is a property of the page; any other word stays text.
+function wish(word) {
+  const found = /^(.+?)(<=|>=|<|>|=)([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)$/i.exec(word);
+  const column = found && page.columns.find((c) => c.name.toLowerCase() === found[1].toLowerCase());
+  if (!column) return word;
+  return (r) => typeof r.properties[column.name] === 'number' && COMPARE[found[2]](r.properties[column.name], Number(found[3]));
+}
+
+// Columns of properties: the chosen ones, and what the list is sorted by.
+const extras = () => page.columns.map((c) => c.name)
+  .filter((name) => state.columns.has(name) || state.key === `p:${name}`)
+  .concat(state.key.startsWith('p:') && !page.columns.some((c) => `p:${c.name}` === state.key) ? [state.key.slice(2)] : []);
+
+const unitOf = (name) => (page.columns.find((c) => c.name === name) || {}).unit || '';
+
 function refresh() {
-  const words = byId('filter').value.trim().split(/\s+/).filter(Boolean);
+  const words = byId('filter').value.trim().split(/\s+/).filter(Boolean).map(wish);
   const key = keyOf(state.key);
   const order = (a, b) => {
     const [p, q] = [key(records[a], a), key(records[b], b)];
@@ -99,10 +122,11 @@ function refresh() {
   byId('sort').value = state.key;
   heads();
   extend(CHUNK);
+  drawHistograms();
 }
 
 function heads() {
-  const columns = COLUMNS.concat(state.key.startsWith('p:') ? [[state.key, state.key.slice(2), () => 0]] : []);
+  const columns = COLUMNS.concat(extras().map((name) => [`p:${name}`, name, () => 0]));
   byId('heads').replaceChildren(...columns.map(([id, label, key]) => {
     const head = make('th', `${id.startsWith('p:') ? 'extra' : id}${['size', 'pieces'].includes(id) || id.startsWith('p:') ? ' number' : ''}`);
     head.scope = 'col';
@@ -110,6 +134,7 @@ function heads() {
     const arrow = id === state.key ? (state.down ? ' ↓' : ' ↑') : '';
     const button = make('button', '', label + arrow);
     button.type = 'button';
+    if (id.startsWith('p:')) button.title = ((c) => [c.meaning, c.unit].filter(Boolean).join(', '))(page.columns.find((c) => `p:${c.name}` === id) || {});
     button.addEventListener('click', () => sortBy(id));
     if (arrow) head.setAttribute('aria-sort', state.down ? 'descending' : 'ascending');
     head.append(button);
@@ -130,7 +155,7 @@ function row(k) {
   node.setAttribute('aria-selected', String(k === state.selected));
   node.tabIndex = k === state.selected ? 0 : -1;
   const cells = COLUMNS.map(([id]) => make('td', id));
-  const [index, draw, formula, line, size, pieces] = cells;
+  const { index, drawing: draw, formula, line, size, pieces } = Object.fromEntries(cells.map((cell) => [cell.className, cell]));
   index.textContent = k + 1;
   draw.append(drawing(r));
   formula.append(formulaNode(r.formula));
@@ -138,12 +163,14 @@ function row(k) {
   if (marks.length) formula.append(make('br'), ...marks);
   line.append(smilesNode(r));
   size.textContent = r.z.length;
-  pieces.textContent = show(r.fragments);
   size.classList.add('number');
-  pieces.classList.add('number');
-  if (state.key.startsWith('p:')) {
-    const extra = make('td', 'extra number', show(r.properties[state.key.slice(2)]));
-    extra.dataset.label = state.key.slice(2);
+  if (pieces) {
+    pieces.textContent = show(r.fragments);
+    pieces.classList.add('number');
+  }
+  for (const name of extras()) {
+    const extra = make('td', 'extra number', show(r.properties[name]));
+    extra.dataset.label = name;
     cells.push(extra);
   }
   node.append(...cells);
@@ -198,7 +225,7 @@ function select(k, scroll) {
   }
   byId('said').textContent = '';
   byId('properties').replaceChildren(...Object.entries(r.properties)
-    .flatMap(([name, value]) => [make('dt', '', name), make('dd', '', show(value))]));
+    .flatMap(([name, value]) => [make('dt', '', name), make('dd', '', show(value) + (unitOf(name) && value !== null ? ` ${unitOf(name)}` : ''))]));
   byId('legend').replaceChildren(...[...new Set(r.z)].sort((a, b) => a - b).map((z) => {
     const item = make('li');
     item.append(make('i'), elements[z].symbol);

@@ -65,14 +65,24 @@ function turn(sideways, over) {
   Plotly.relayout(byId('plot'), { 'scene.camera': next });
 }
 
-function download(text, ending) {
+function saveAs(text, name) {
   const link = make('a');
   link.href = URL.createObjectURL(new Blob([text], { type: 'text/plain' }));
-  link.download = `molecule-${state.selected + 1}.${ending}`;
+  link.download = name;
   document.body.append(link);
   link.click();
   link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+const download = (text, ending) => saveAs(text, `molecule-${state.selected + 1}.${ending}`);
+
+// What is shown, in its order, with every property.
+function csv() {
+  const names = [...new Set(state.shown.flatMap((k) => Object.keys(records[k].properties)))];
+  const cell = (v) => { const text = v === null || v === undefined ? '' : String(v); return /[",\r\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text; };
+  const rows = state.shown.map((k) => [k + 1, records[k].name, records[k].smiles, ...names.map((n) => records[k].properties[n])]);
+  return [['number', 'name', 'smiles', ...names.map((n) => (n === 'smiles' ? 'smiles_of_file' : n))], ...rows].map((row) => row.map(cell).join(',')).join('\n') + '\n';
 }
 
 async function copy(text) {
@@ -119,6 +129,19 @@ function start() {
     option.value = value;
     byId('sort').append(option);
   }
+  byId('chooser').hidden = !page.columns.length;
+  byId('choices').replaceChildren(...page.columns.map((c) => {
+    const label = make('label', '', ` ${c.name}${c.unit ? `, ${c.unit}` : ''}`);
+    const box = make('input');
+    box.type = 'checkbox';
+    box.checked = state.columns.has(c.name);
+    box.addEventListener('change', () => { state.columns[box.checked ? 'add' : 'delete'](c.name); refresh(); });
+    label.title = c.meaning;
+    label.prepend(box);
+    return label;
+  }));
+  byId('csv').addEventListener('click', () => saveAs(csv(), 'molecules.csv'));
+  startHistograms();
   byId('filter').addEventListener('input', refresh);
   byId('status').addEventListener('change', refresh);
   byId('sort').addEventListener('change', (event) => { state.down = false; state.key = event.target.value; refresh(); });

@@ -1,0 +1,123 @@
+"""`perrin rank FILE`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.files import read_molecules
+from perrin.modalities.molecule.ranking.columns import COLUMNS
+from perrin.modalities.molecule.ranking.identity import read_known
+from perrin.modalities.molecule.ranking.rank import Ranked, RankOptions, rank
+from perrin.modalities.molecule.ranking.table import check_table, write_table
+from perrin.modalities.molecule.ranking.wishes import parse_keys, parse_where
+from perrin.run.pool import cpu_count
+from perrin.run.progress import progress
+from perrin.run.record import record, write_record
+
+SHOWN = 10
+
+
+def run(a: Namespace) -> None:
+    """Read, rank, write, and show the best."""
+    source = Path(a.file)
+    output = Path(a.out) if a.out else source.with_name(f"{source.stem}.ranked.sdf")
+    check_table(output)
+    if output.resolve() == source.resolve():
+        raise PerrinError(f"expected another file for -o than the input, given {output}: choose another name")
+    options = RankOptions(
+        by=a.by or "qed,-sa",
+        where=tuple(a.where or ()),
+        duplicates=a.duplicates,
+        known=a.known,
+        xtb=a.xtb,
+        diverse=a.diverse,
+        top=a.top,
+        workers=a.workers if a.workers is not None else cpu_count(),
+    )
+    molecules = read_molecules(source)
+    items = {k for m in molecules for k, v in m.properties.items() if isinstance(v, int | float)}
+    parse_keys(options.by, items)  # said before a reference is read, which may take long
+    for text in options.where:
+        parse_where(text, items)
+    known = read_known(a.reference, options.workers) if a.reference else None
+    if known is not None and known.skipped:
+        print(f"left out {known.skipped} records of {known.name} that RDKit rejects", file=sys.stderr)
+
+    with ExitStack() as stack:
+        ranked = rank(molecules, options, known=known, advance=_Progress(stack))
+    if not ranked.molecules:
+        steps = "; ".join(f"{n} after {text}" for text, n in ranked.counts.items() if text in options.where)
+        raise PerrinError(
+            f"expected molecules that pass, given none of {len(molecules)} ({steps or 'all dropped'}): loosen a filter"
+        )
+    write_table(output, ranked.molecules, ranked.columns)
+    content = record(
+        "rank",
+        {k: v for k, v in vars(a).items() if k != "argv"},
+        argv=a.argv,
+        source={"path": str(source), "sha256": _digest(source), "run": _beside(source)},
+        reference=None if known is None else {"name": known.name, "molecules": known.count},
+        units={c: COLUMNS[c].unit for c in ranked.columns if c in COLUMNS and COLUMNS[c].unit},
+        result=ranked.counts,
+    )
+    write_record(output.with_name(output.name + ".run.json"), content)
+    _show(ranked, output)
+
+
+class _Progress:
+    """A progress bar for each stage, one at a time."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack, self.stage, self.done = stack, "", 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.stack.close()
+            self.tell = self.stack.enter_context(progress(stage, total))
+            self.stage, self.done = stage, 0
+        self.tell(done - self.done)
+        self.done = done
+
+
+def _show(ranked: Ranked, output: Path) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    keys = [key.name for key in ranked.keys]
+    names = list(dict.fromkeys(["rank", *keys, "QED", "SA", "logP", "MW", "duplicate", "known"]))
+    names = [n for n in names if n in ranked.columns or n in keys]
+    table = Table(title=f"by {', then '.join(map(str, ranked.keys))}")
+    for name in (*names, "SMILES"):
+        unit = COLUMNS[name].unit if name in COLUMNS else ""
+        table.add_column(f"{name}, {unit}" if unit else name, justify="left" if name == "SMILES" else "right")
+    for molecule in ranked.molecules[:SHOWN]:
+        values = molecule.properties
+        cells = ["–" if values.get(n) is None else f"{values[n]:.5g}" if isinstance(values[n], float) else str(values[n])
+                 for n in names]  # fmt: skip
+        table.add_row(*cells, escape(str(values.get("smiles", "does not sanitise"))))
+    console = Console() if sys.stdout.isatty() else Console(width=132)
+    console.print(table)
+    counts = ranked.counts
+    about = [f"{counts['invalid']} invalid", f"{counts['duplicates']} duplicates"]
+    about += [f"{counts['known']} known"] if "known" in counts else []
+    print(f"{counts['kept']} of {counts['read']} molecules in {output} ({', '.join(about)} among those read)")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _beside(path: Path) -> Any:
+    """The `run.json` of the input, so that the record tells the whole story."""
+    try:
+        return json.loads(path.with_name(path.name + ".run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,244 @@
+"""Ranking: describe, filter, mark, sort, pick.
+
+In this order, so that what is costly is done for few: RDKit descriptors and identity of all molecules; filters on
+them; GFN2-xTB of what is left, and the filters on that; the sort; `diverse`; `top`. Every number of a molecule
+depends on that molecule alone, so the result does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.metrics.packages import require
+from perrin.modalities.molecule.ranking.columns import COLUMNS, STRAIN, XTB, describe, prepare, sanitized
+from perrin.modalities.molecule.ranking.diverse import pick_diverse
+from perrin.modalities.molecule.ranking.identity import Keys, Known, duplicates, keys_of
+from perrin.modalities.molecule.ranking.wishes import Key, order, parse_keys, parse_where
+from perrin.modalities.molecule.ranking.xtb import single_point, strain
+from perrin.modalities.molecule.structure import Molecule
+from perrin.run.pool import map_unordered
+
+_WORK: dict[str, Any] = {}
+_OWN = ("rank", "pick", "duplicate_of")
+_XTB = {c.name for c in XTB}
+CHUNK = 16
+FEW = 200
+"""Up to this many molecules, what takes milliseconds for each is done before processes have started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """What is asked.
+
+    Arguments:
+        by: sort keys, see `wishes.parse_keys`.
+        where: filters, all of which must hold, see `wishes.parse_where`.
+        duplicates, known: `mark` (a column) or `drop`.
+        xtb: compute the columns `XTB` of all that pass the other filters, even if no key or filter names one.
+        diverse: keep this many, picked by MaxMin from the best one on.
+        top: keep this many of the best.
+        workers: processes of one thread each.
+    """
+
+    by: str = "qed,-sa"
+    where: tuple[str, ...] = ()
+    duplicates: str = "mark"
+    known: str = "mark"
+    xtb: bool = False
+    diverse: int | None = None
+    top: int | None = None
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("diverse", "top", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PerrinError(f"expected --{name} of at least 1, given {value}")
+        for name in ("duplicates", "known"):
+            if getattr(self, name) not in ("mark", "drop"):
+                raise PerrinError(f"expected --{name} mark or drop, given {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """Molecules from best to worst, with their columns as properties, and what happened to the others.
+
+    Arguments:
+        molecules: the properties are `rank` (from 1), the columns, and the data items of the file.
+        keys: what they were sorted by.
+        columns: names of the columns that were added.
+        counts: how many were read, are invalid, duplicate, known, left by each filter, and kept.
+    """
+
+    molecules: tuple[Molecule, ...]
+    keys: tuple[Key, ...]
+    columns: tuple[str, ...]
+    counts: dict[str, int]
+
+
+def rank(
+    molecules: Sequence[Molecule],
+    options: RankOptions | None = None,
+    *,
+    known: Known | None = None,
+    advance: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Ranked:
+    """Rank molecules.
+
+    Arguments:
+        molecules: with bonds.
+        options: what is asked.
+        known: molecules to flag, from `identity.read_known`.
+        advance: called with the stage, how many are done and of how many.
+
+    Raises:
+        PerrinError: a molecule has no bonds, a wish cannot be understood, or xTB is asked for and `tblite` is missing.
+    """
+    options = options or RankOptions()
+    bare = next((i for i, m in enumerate(molecules, 1) if m.bonds is None), None)
+    if bare is not None:
+        raise PerrinError(
+            f"expected molecules with bonds, given molecule {bare} without (an XYZ file has none): give an SDF or SMILES"
+        )
+    items = {k for m in molecules for k, v in m.properties.items() if isinstance(v, int | float)} - {*_OWN}
+    keys = parse_keys(options.by, items)
+    wheres = [parse_where(text, items) for text in options.where]
+    named = {key.name for key in keys} | {where.name for where in wheres}
+    if options.known == "drop" and known is None:
+        raise PerrinError(
+            "expected --reference with --known drop, given none: name the molecules that are known"
+        )
+    if "known" in named and known is None:
+        raise PerrinError("expected --reference with the property known, given none: name the molecules")
+    costly = [w for w in wheres if w.name in _XTB or w.name == STRAIN.name]
+    wants_xtb, wants_strain = options.xtb or bool(named & _XTB), STRAIN.name in named
+    if wants_xtb or wants_strain:
+        require("tblite", "GFN2-xTB")
+
+    prepare()
+    rows: list[dict[str, Any]] = []
+    found: list[Keys] = []
+    parts = _spread(_describe, molecules, options.workers, lambda n: advance("describing", n, len(molecules)))
+    for molecule, (values, pair) in zip(molecules, parts, strict=True):
+        rows.append({k: v for k, v in molecule.properties.items() if k not in (*COLUMNS, *_OWN)} | values)
+        found.append(pair)
+    first = duplicates(found)
+    for row, pair, origin in zip(rows, found, first, strict=True):
+        row["duplicate"] = int(origin is not None)
+        if origin is not None:
+            row["duplicate_of"] = origin + 1
+        if known is not None:
+            row["known"] = int(pair in known)
+
+    counts = {"read": len(rows), "invalid": sum(not r["valid"] for r in rows)}
+    counts["duplicates"] = sum(r["duplicate"] for r in rows)
+    if known is not None:
+        counts["known"] = sum(r["known"] for r in rows)
+    left = [
+        i
+        for i, row in enumerate(rows)
+        if not (options.duplicates == "drop" and row["duplicate"])
+        and not (options.known == "drop" and row.get("known"))
+    ]
+    for where in wheres:
+        if where not in costly:
+            left = [i for i in left if where(rows[i])]
+            counts[where.text] = len(left)
+    for wanted, work, stage in (
+        (wants_xtb, _single_point, "GFN2-xTB"),
+        (wants_strain, _strain, "relaxing"),
+    ):
+        if not wanted:
+            continue
+        chosen = [i for i in left if rows[i]["valid"]]
+        total = len(chosen)
+        results = _spread(
+            work,
+            [molecules[i] for i in chosen],
+            options.workers,
+            lambda n, s=stage, t=total: advance(s, n, t),  # type: ignore[misc]
+        )
+        for i, more in zip(chosen, results, strict=True):
+            rows[i] |= more
+        stage_names = _XTB if work is _single_point else {STRAIN.name}
+        for where in [w for w in costly if w.name in stage_names]:
+            left = [i for i in left if where(rows[i])]
+            counts[where.text] = len(left)
+    left = [left[i] for i in order([rows[i] for i in left], keys)]
+    for place, i in enumerate(left, 1):
+        rows[i]["rank"] = place
+    if options.diverse is not None:
+        pairs = [(i, mol) for i in left if (mol := sanitized(molecules[i])) is not None]
+        picked = [pairs[k][0] for k in pick_diverse([mol for _, mol in pairs], options.diverse)]
+        for place, i in enumerate(picked, 1):
+            rows[i]["pick"] = place
+        left = [i for i in left if i in set(picked)]
+    left = left[: options.top]
+    counts["kept"] = len(left)
+    columns = [
+        name
+        for name in ("rank", "pick", *COLUMNS, "duplicate_of")
+        if any(name in rows[i] for i in left) or name in named
+    ]
+    return Ranked(
+        molecules=tuple(
+            dataclasses.replace(molecules[i], properties=_sorted(rows[i], columns)) for i in left
+        ),
+        keys=keys,
+        columns=tuple(columns),
+        counts=counts,
+    )
+
+
+def describe_all(molecules: Sequence[Molecule], workers: int = 1) -> list[dict[str, Any]]:
+    """`columns.describe` of every molecule, in order."""
+    if molecules:
+        prepare()
+    return [values for values, _ in _spread(_describe, molecules, workers, lambda n: None)]
+
+
+def _sorted(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    return {k: row[k] for k in columns if k in row} | {k: v for k, v in row.items() if k not in columns}
+
+
+def _spread(
+    work: Callable[[range], list[Any]],
+    molecules: Sequence[Molecule],
+    workers: int,
+    told: Callable[[int], None],
+) -> list[Any]:
+    """`work` of every molecule, in order, spread over processes in chunks."""
+    chunks = [range(i, min(i + CHUNK, len(molecules))) for i in range(0, len(molecules), CHUNK)]
+    results: list[Any] = [None] * len(molecules)
+    done = 0
+    for chunk, values in map_unordered(
+        work,
+        chunks,
+        workers=1 if work is not _strain and len(molecules) <= FEW else workers,
+        setup=_setup,
+        arguments=(list(molecules),),
+    ):
+        results[chunk.start : chunk.stop] = values
+        done += len(chunk)
+        told(done)
+    return results
+
+
+def _setup(molecules: list[Molecule]) -> None:
+    _WORK.update(molecules=molecules)
+
+
+def _describe(chunk: range) -> list[tuple[dict[str, Any], Keys]]:
+    return [(describe(m), keys_of(sanitized(m))) for m in (_WORK["molecules"][i] for i in chunk)]
+
+
+def _single_point(chunk: range) -> list[dict[str, Any]]:
+    return [single_point(_WORK["molecules"][i]) for i in chunk]
+
+
+def _strain(chunk: range) -> list[dict[str, Any]]:
+    return [strain(_WORK["molecules"][i]) for i in chunk]
