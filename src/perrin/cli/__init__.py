@@ -18,6 +18,8 @@ from perrin.errors import PerrinError
 
 VERBS = {
     "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
+    "edit": "keep a part and make the rest anew: perrin edit lead.sdf --keep c1ccccc1 -n 20 -o ideas.sdf",
+    "vary": "samples like given ones: perrin vary lead.sdf --strength 0.3 -n 20 -o similar.sdf",
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
     "view": "one self-contained HTML page: perrin view out.sdf",
@@ -142,9 +144,16 @@ def _parser(verb: str) -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if verb == "sample":
-        parser.add_argument("target", help="a bundle: modality/name, or the path of one")
-        parser.add_argument("-n", type=int, required=True, help="how many samples")
+    if verb in ("sample", "edit", "vary"):
+        if verb == "sample":
+            parser.add_argument("target", help="a bundle: modality/name, or the path of one")
+        else:
+            parser.add_argument("file", help="what to start from")
+            parser.add_argument(
+                "--model", metavar="BUNDLE", help="modality/name, or the path of a bundle (default: the shipped one)"
+            )
+        each = " from each molecule of the file" if verb == "vary" else ""
+        parser.add_argument("-n", type=int, required=True, help=f"how many samples{each}")
         parser.add_argument(
             "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"
         )

@@ -6,7 +6,7 @@
 - **Steering** resamples particles inside groups: `steering`, with weights, ancestors and log-evidence.
 """
 
-from perrin.core.guides.constraints import Fixed, Given, Inpaint, together
+from perrin.core.guides.constraints import Fixed, Given, Inpaint, Shown, together
 from perrin.core.guides.contrast import AutoGuidance, ClassifierFree, classifier_free
 from perrin.core.guides.gradients import EnergyGuide, RegressorGuide
 from perrin.core.guides.operators import (
@@ -45,6 +45,7 @@ __all__ = [
     "PiGDM",
     "Posterior",
     "RegressorGuide",
+    "Shown",
     "Steered",
     "assert_adjoint",
     "classifier_free",

@@ -187,6 +187,33 @@ class Given:
         return out
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shown(Given):
+    """As `Given`, and the denoiser is also shown what is known without noise, at every time.
+
+    Of a Gaussian field's rows it sees `α_t x_known` (of zero centre of mass: that shape about the centroid in `x_t`), of
+    categories of which one alone is allowed, that one. The denoiser was not trained on such a mixture of clean and noised
+    elements, so this has no law to be exact for; but it no longer mistakes the noise of what is known for a reason to doubt
+    it, which for a network is the larger error.
+    """
+
+    def __call__(
+        self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
+    ) -> State:
+        seen = dict(x)
+        for name, keep in self.keep.items():
+            process, layout = self.process.fields[name], layouts[name]
+            clean = self.known[name].to(x[name].dtype)
+            if isinstance(process, Gaussian):
+                clean = layout.expand(process.schedule.alpha(t), clean) * clean
+            if _zero_com(process):
+                clean = _moved(clean, x[name], keep, layout)
+            seen[name] = _select(keep, clean, x[name])
+        for name, allowed in self.allowed.items():
+            seen[name] = torch.where(allowed.sum(-1) == 1, allowed.int().argmax(-1), seen[name])
+        return super().__call__(seen, t, condition=condition, layouts=layouts, previous=previous)
+
+
 def together(*constraints: Constraint) -> Constraint:
     """One constraint after the other."""
 

@@ -1,4 +1,4 @@
-"""Editing: sample what is around a kept part, which is given (`perrin.core.guides.Given`) and so arrives exactly.
+"""Editing: sample what is around a kept part, which is given (`perrin.core.guides.Shown`) and so arrives exactly.
 
 Rows of a sample are the kept atoms, the new heavy atoms, the new hydrogens. The denoiser is told
 
@@ -8,21 +8,24 @@ Rows of a sample are the kept atoms, the new heavy atoms, the new hydrogens. The
 - of the charges: those of the kept atoms, and none on new hydrogens;
 - of the bonds: all between kept atoms, those that are none, and none of kept atoms beyond their free valence (`kept`).
 
-At the end the kept atoms' coordinates are replaced by the input's own digits. What was drawn around them may be wrong: a
-draw that is invalid, disconnected or of wrong valence is rejected, and the sample drawn again with another seed. Attempt
-`r` at sample `i` is a function of the run's seed, `i` and `r`.
+At the end the kept atoms' coordinates are replaced by the input's own digits. Being told is not being trained for it: what
+is drawn around the kept part often does not fit. Two things help, and are the default. Each interval is taken several
+times (RePaint's resampling, `Travel`). And a draw that is invalid, disconnected or of wrong valence is rejected, and drawn
+again: the first time from its own state at time `repair`, by which small faults mend, then from noise, with another size,
+and so on in turns. Draw `r` at sample `i` is a function of the run's seed, `i` and `r`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from perrin.core import CounterNoise, Dense, Padded, Plan, TimeTravel, plan_steps, sample, sample_seeds
-from perrin.core.guides import Given
+from perrin.core import CounterNoise, Dense, Padded, Plan, PlanError, TimeTravel, plan_steps, sample, sample_seeds
+from perrin.core.guides import Given, Shown
 from perrin.core.solvers import SOLVERS
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import (
@@ -33,6 +36,7 @@ from perrin.modalities.molecule.fields import (
     TYPES,
     Vocabulary,
     decode,
+    encode,
     layouts_for,
     unsupported,
 )
@@ -41,16 +45,45 @@ from perrin.modalities.molecule.metrics.bonds import bonds as judge
 from perrin.modalities.molecule.model import _LEAST, _QUANTUM, MoleculeModel, SamplingOptions, Unit, _width
 from perrin.modalities.molecule.structure import Molecule
 
+EVALUATIONS = 100
+"""Of a draw from noise, unless told otherwise."""
+
 ATTEMPT = 1 << 32
 """Attempt r at sample i has the number `i + r · ATTEMPT` within the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Travel:
-    """RePaint's resampling: every `length` intervals are taken `repeats` times, so that the new part can settle."""
+    """How an edit is drawn.
 
+    Arguments:
+        repeats: how often each interval is taken in a draw from noise.
+        length: intervals to go back at a time.
+        repair: the time from which a rejected draw is drawn again; 0 for never.
+        repair_repeats: as `repeats`, in a repair.
+    """
+
+    repeats: int = 4
     length: int = 1
-    repeats: int = 1
+    repair: float = 0.5
+    repair_repeats: int = 2
+
+    def plan(self, model: MoleculeModel, options: SamplingOptions, *, repair: bool = False) -> Plan:
+        """The rows of a draw from noise, or of a repair; `options.steps` evaluations in a draw from noise."""
+        repeats = self.repair_repeats if repair else self.repeats
+        intervals = -(-options.steps // self.repeats)
+        if repair:  # as dense as the whole way
+            options = replace(options, start=self.repair)
+            intervals = math.ceil(intervals * self.repair ** (1 / options.exponent))
+        if repeats == 1:
+            return replace(options, steps=intervals).plan(model.denoiser)
+        solver = TimeTravel(solver=SOLVERS[options.solver], length=self.length, repeats=repeats)
+        steps = intervals * repeats if repair else options.steps
+        kinds = {"exponent": options.exponent, "start": options.start}
+        try:
+            return plan_steps(model.denoiser.process, solver, steps, decode=options.decode, **kinds)
+        except PlanError as error:
+            raise PerrinError(str(error)) from error
 
 
 class Editor:
@@ -86,7 +119,8 @@ class Editor:
         """New heavy atoms and new hydrogens of each draw, each by its own seed."""
         pairs = list(self.table)
         edges = torch.cumsum(torch.tensor([self.table[p] for p in pairs], dtype=torch.float64), 0)
-        noise = CounterNoise(sample_seeds(seed, torch.tensor(numbers)), dtype=torch.float64)
+        own = [i - ATTEMPT if self.is_repair(i) else i for i in numbers]  # a repair keeps the size
+        noise = CounterNoise(sample_seeds(seed, torch.tensor(own)), dtype=torch.float64)
         u = noise.uniform(Dense(len(numbers)), (1,), field="addition", step=0)[:, 0]
         row = torch.bucketize(u, edges, right=True).clamp(max=len(pairs) - 1)
         return [pairs[k] for k in row.tolist()]
@@ -106,26 +140,25 @@ class Editor:
                 out.append(Unit(tuple(i for i, _ in members), tuple(n for _, n in members)))
         return out
 
-    def plan(self, options: SamplingOptions) -> Plan:
-        """The rows: the options', or with resampling `repeats` times as many evaluations."""
-        if self.travel.repeats == 1:
-            return options.plan(self.model.denoiser)
-        solver = TimeTravel(
-            solver=SOLVERS[options.solver], length=self.travel.length, repeats=self.travel.repeats
-        )
-        return plan_steps(
-            self.model.denoiser.process,
-            solver,
-            options.steps * self.travel.repeats,
-            exponent=options.exponent,
-            start=options.start,
-            decode=options.decode,
-        )
+    def plan(self, options: SamplingOptions, *, repair: bool = False) -> Plan:
+        """The rows of a draw from noise, or of a repair."""
+        return self.travel.plan(self.model, options, repair=repair)
 
-    def run_unit(self, unit: Unit, seed: int, options: SamplingOptions) -> list[Molecule]:
-        """Draw one unit: the kept atoms come first, with the input's coordinates; nothing is checked yet."""
+    def is_repair(self, number: int) -> bool:
+        """Whether a draw starts from the one before it: every second at each sample."""
+        return bool(self.travel.repair) and number // ATTEMPT % 2 == 1
+
+    def run_unit(
+        self, unit: Unit, seed: int, options: SamplingOptions, before: Sequence[Molecule] | None = None
+    ) -> list[Molecule]:
+        """Draw one unit: the kept atoms come first, with the input's coordinates; nothing is checked yet.
+
+        Arguments:
+            before: the rejected draws that a unit of repairs starts from.
+        """
         jobs = [Job(self.kept, *pair) for pair in self.additions(unit.indices, seed)]
-        return draw(self.model, jobs, unit, seed, self.plan(options))
+        plan = self.plan(options, repair=before is not None)
+        return draw(self.model, jobs, unit, seed, plan, before)
 
     def fault(self, molecule: Molecule) -> str:
         """Why a draw is rejected, or an empty string."""
@@ -144,7 +177,14 @@ class Job:
         return len(self.kept.molecule) + self.heavy + self.light
 
 
-def draw(model: MoleculeModel, jobs: Sequence[Job], unit: Unit, seed: int, plan: Plan) -> list[Molecule]:
+def draw(
+    model: MoleculeModel,
+    jobs: Sequence[Job],
+    unit: Unit,
+    seed: int,
+    plan: Plan,
+    before: Sequence[Molecule] | None = None,
+) -> list[Molecule]:
     """Draws of one width, of any kept parts: the kept atoms come first, with the input's coordinates; nothing is checked."""
     count = len(jobs)
     rows = [*range(count), *[count - 1] * max(-count % _QUANTUM, _LEAST - count)]
@@ -152,7 +192,12 @@ def draw(model: MoleculeModel, jobs: Sequence[Job], unit: Unit, seed: int, plan:
     seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(model.device)
     process, noise = model.denoiser.process, CounterNoise(seeds)
     again = model.config.network.self_condition
-    state = sample(guide, process, plan, layouts_for(mask), noise, self_condition=again)
+    layouts, start = layouts_for(mask), None
+    if before is not None:
+        x_0, _ = encode([before[i] for i in rows], model.config.vocabulary, width=unit.width)
+        t = torch.full((len(rows),), plan.start, device=model.device)
+        start = process.corrupt_state({k: v.to(model.device) for k, v in x_0.items()}, t, noise, layouts)
+    state = sample(guide, process, plan, layouts, noise, start=start, self_condition=again)
     state = {name: x[:count] for name, x in state.items()}
     found = decode(state, mask[:count], model.config.vocabulary)
     return [_placed(job.kept, m) for job, m in zip(jobs, found, strict=True)]
@@ -168,7 +213,7 @@ def given(model: MoleculeModel, jobs: Sequence[Job], width: int) -> tuple[Given,
         known[b, :k] = torch.from_numpy((own - own.mean(axis=0)) / vocabulary.position_scale)
         held[b, :k] = True
     each = [allowed(job.kept, job.heavy, job.light, vocabulary, width=width) for job in jobs]
-    guide = Given(
+    guide = Shown(
         denoiser=model.denoiser,
         process=model.denoiser.process,
         known={POSITIONS: known.to(device)},
