@@ -65,13 +65,16 @@ def scaffolds(part: str, seed: int, count: int) -> list[Kept]:
 
 def jobs_for(model: Any, kept: Sequence[Kept], numbers: Sequence[int], seed: int) -> list[Job]:
     """The additions of draw `numbers[i]` at scaffold i."""
-    return [
-        Job(k, *Editor(model, k).additions([i], seed)[0]) for k, i in zip(kept, numbers, strict=True)
-    ]
+    return [Job(k, *Editor(model, k).additions([i], seed)[0]) for k, i in zip(kept, numbers, strict=True)]
 
 
 def drawn(
-    model: Any, jobs: Sequence[Job], numbers: Sequence[int], seed: int, plan: Plan, before: Sequence[Molecule] | None
+    model: Any,
+    jobs: Sequence[Job],
+    numbers: Sequence[int],
+    seed: int,
+    plan: Plan,
+    before: Sequence[Molecule] | None,
 ) -> list[Molecule]:
     """One draw of each job, batched by width."""
     out: list[Any] = [None] * len(jobs)
@@ -197,13 +200,28 @@ def vary(a: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
-PUBLISHED = ()
+PUBLISHED = {
+    "3DLinker": 71.5,
+    "3DLinker, given anchors": 99.3,
+    "DiffLinker": 93.8,
+    "DiffLinker, given anchors": 97.6,
+    "DiffLinker, sampled size": 90.6,
+    "DiffLinker, given anchors, sampled size": 94.8,
+}
+"""Valid linkers on ZINC, % (Igashov et al. 2024): models trained to link two fragments, heavy atoms only, bonds by OpenBabel from
+distances, validity of the largest fragment that has the given ones in it."""
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"edit": edit, "ways": ways, "vary": vary}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "edit": edit,
+        "ways": ways,
+        "vary": vary,
+    }
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("-n", type=int, default=200, help="molecules (default 200)")
     parser.add_argument("--seed", type=int, default=1)
@@ -215,6 +233,8 @@ def main() -> None:
     torch.set_num_threads(1)
     result = verbs[a.verb](a)
     print(json.dumps(result, indent=1, ensure_ascii=False))
+    if a.verb == "edit":
+        print("published, another task on other data: valid linkers on ZINC, %:", PUBLISHED)
     if a.json:
         with open(a.json, "w") as file:
             json.dump(result, file, indent=1, ensure_ascii=False)

@@ -7,11 +7,11 @@ import torch
 
 from perrin.core import (
     DDPM,
-    DPMSolverPP2M,
     Categorical,
     Composite,
     CounterNoise,
     Dense,
+    DPMSolverPP2M,
     Gaussian,
     Padded,
     RectifiedFlow,
@@ -106,9 +106,7 @@ def test_zero_centre_of_mass_holds_the_shape() -> None:
     rest = out[:, :3] - out[:, :3].mean(1, keepdim=True) - 0.6 * (y - y.mean(0))
     assert float(rest.mean(0).abs().max()) < 0.02
     covariance = torch.einsum("bik,bjk->ij", rest, rest) / (3 * n)
-    torch.testing.assert_close(
-        covariance, 0.16 * (torch.eye(3, dtype=F64) - 1 / 3), atol=0.006, rtol=0
-    )
+    torch.testing.assert_close(covariance, 0.16 * (torch.eye(3, dtype=F64) - 1 / 3), atol=0.006, rtol=0)
 
 
 @pytest.mark.parametrize("way", ["constraint", "guide"])
@@ -160,7 +158,9 @@ def test_categories_that_are_ruled_out_do_not_come() -> None:
     n = 500
     layouts, noise = {"k": Dense(n)}, CounterNoise(sample_seeds(0, range(n)))
     process = Composite(fields={"k": Categorical.uniform(4, features=(3,))})
-    allowed = torch.tensor([[True, False, False, False], [False, True, True, False], [True] * 4]).expand(n, 3, 4)
+    allowed = torch.tensor([[True, False, False, False], [False, True, True, False], [True] * 4]).expand(
+        n, 3, 4
+    )
 
     def denoiser(x: State, t: torch.Tensor, **_: object) -> State:
         return {"k": torch.zeros(n, 3, 4)}

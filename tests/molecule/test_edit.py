@@ -1,4 +1,4 @@
-"""Editing: what is kept is kept to the last bit, whatever the sampler does around it; varying starts at the molecule itself."""
+"""Editing: what is kept is kept to the last bit, whatever is drawn around it; varying starts at the molecule itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model() -> MoleculeModel:
 @pytest.fixture(scope="module")
 def furan() -> Molecule:
     molecule = add_geometry(FURAN)
-    return replace(molecule, positions=np.round(molecule.positions + [3.0, -20.0, 7.0], 4))
+    return replace(molecule, positions=np.round(molecule.positions + np.array([3.0, -20.0, 7.0]), 4))
 
 
 def quick(model: MoleculeModel, molecule: Molecule, keep_: str, anchors: str | None = None) -> Editor:
@@ -142,11 +142,13 @@ def test_the_guided_estimate_turns_with_the_input(model: MoleculeModel, furan: M
         there = guides[1][0]({**x, POSITIONS: x[POSITIONS] @ q.float().T}, t, layouts=layouts)
     torch.testing.assert_close(there[POSITIONS], here[POSITIONS] @ q.float().T, atol=2e-4, rtol=0)
     for name in ("types", "bonds"):
-        torch.testing.assert_close(torch.softmax(there[name], -1), torch.softmax(here[name], -1), atol=2e-4, rtol=0)
+        torch.testing.assert_close(
+            torch.softmax(there[name], -1), torch.softmax(here[name], -1), atol=2e-4, rtol=0
+        )
 
 
 def test_additions_close_every_valence(model: MoleculeModel, furan: Molecule) -> None:
-    """A new carbon brings 4 − 2 hydrogens at most, beside those of the free valences, and linking two fragments takes two."""
+    """A new carbon brings 4 − 2 hydrogens at most, beside those of free valences; linking two fragments takes two."""
     vocabulary = model.config.vocabulary
     kept = quick(model, furan, "c1ccoc1").kept
     table = addition_table(kept, vocabulary, (1, 1))

@@ -150,7 +150,9 @@ def _parser(verb: str) -> ArgumentParser:
         else:
             parser.add_argument("file", help="what to start from")
             parser.add_argument(
-                "--model", metavar="BUNDLE", help="modality/name, or the path of a bundle (default: the shipped one)"
+                "--model",
+                metavar="BUNDLE",
+                help="modality/name, or the path of a bundle (default: the shipped one)",
             )
         each = " from each molecule of the file" if verb == "vary" else ""
         parser.add_argument("-n", type=int, required=True, help=f"how many samples{each}")

@@ -24,7 +24,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from perrin.core import CounterNoise, Dense, Padded, Plan, PlanError, TimeTravel, plan_steps, sample, sample_seeds
+from perrin.core import (
+    CounterNoise,
+    Dense,
+    Padded,
+    Plan,
+    PlanError,
+    TimeTravel,
+    plan_steps,
+    sample,
+    sample_seeds,
+)
 from perrin.core.guides import Given, Shown
 from perrin.core.solvers import SOLVERS
 from perrin.errors import PerrinError
@@ -112,7 +122,9 @@ class Editor:
         if reason := unsupported(kept.molecule, vocabulary):
             raise PerrinError(reason)
         if 1 not in vocabulary.elements:
-            raise PerrinError("expected a model with hydrogens, given one without: train with explicit hydrogens")
+            raise PerrinError(
+                "expected a model with hydrogens, given one without: train with explicit hydrogens"
+            )
         self.table = addition_table(kept, vocabulary, added)
 
     def additions(self, numbers: Sequence[int], seed: int) -> list[tuple[int, int]]:

@@ -120,7 +120,11 @@ def vary(a: Namespace) -> None:
     if a.dry_run:
         from perrin.core.plan import plan_table
 
-        print(plan_table(varier.plan(options)) if a.strength else "nothing to run: strength 0 is the same molecule")
+        print(
+            plan_table(varier.plan(options))
+            if a.strength
+            else "nothing to run: strength 0 is the same molecule"
+        )
         return
     key = {
         "verb": "vary", "weights": model.sha256, "seed": a.seed, "sampling": options.to_json(), "strength": a.strength,
@@ -145,11 +149,13 @@ def vary(a: Namespace) -> None:
         if (likeness := similarity(origin, named)) is not None:
             items["tanimoto"] = round(likeness, 3)
         labelled.append(replace(named, properties=named.properties | items))
-    likeness = [m.properties["tanimoto"] for m in labelled if "tanimoto" in m.properties]
-    mean = sum(likeness) / len(likeness) if likeness else float("nan")
-    result = {"molecules": total, "valid": len(likeness), "mean_tanimoto": mean if likeness else None}
+    known = [m.properties["tanimoto"] for m in labelled if "tanimoto" in m.properties]
+    mean = sum(known) / len(known) if known else float("nan")
+    result = {"molecules": total, "valid": len(known), "mean_tanimoto": mean if known else None}
     _finish(a, "vary", output, model, options, labelled, result | {"evaluations": evaluations}, begin, store)
-    print(f"{total} molecules in {output}: {len(likeness)} valid, of mean Tanimoto similarity {mean:.2f} to their seed")
+    print(
+        f"{total} molecules in {output}: {len(known)} valid, of mean Tanimoto similarity {mean:.2f} to their seed"
+    )
 
 
 def similarity(one: Molecule, other: Molecule) -> float | None:

@@ -115,10 +115,14 @@ def choose_atoms(text: str, molecule: Molecule, option: str) -> list[int]:
     with rdBase.BlockLogs():
         pattern = Chem.MolFromSmarts(text)
     if pattern is None or not pattern.GetNumAtoms():
-        raise PerrinError(f"expected a SMARTS or atom numbers (1-6,9) for {option}, given {text!r}: correct it")
+        raise PerrinError(
+            f"expected a SMARTS or atom numbers (1-6,9) for {option}, given {text!r}: correct it"
+        )
     places = matches(pattern, molecule)
     if not places:
-        raise PerrinError(f"expected a SMARTS that matches the molecule for {option}, given {text!r}: it does not")
+        raise PerrinError(
+            f"expected a SMARTS that matches the molecule for {option}, given {text!r}: it does not"
+        )
     if len(places) > 1:
         shown = "; ".join(number_list(p) for p in places[:4]) + ("; …" if len(places) > 4 else "")
         raise PerrinError(
@@ -204,7 +208,9 @@ def keep(molecule: Molecule, atoms: Iterable[int], anchors: Iterable[int] | str 
     else:
         chosen = set(anchors)
         if strange := sorted(chosen - set(heavy)):
-            raise PerrinError(f"expected anchors among the kept atoms ({number_list(heavy)}), given {strange[0] + 1}")
+            raise PerrinError(
+                f"expected anchors among the kept atoms ({number_list(heavy)}), given {strange[0] + 1}"
+            )
         if full := sorted(chosen - able):
             raise PerrinError(
                 f"expected anchors with a hydrogen or a cut bond ({number_list(able) or 'none'}), given {full[0] + 1}, which "
@@ -257,7 +263,9 @@ def addition_table(
     light = sum(vocabulary.type_counts) - total
     unsaturation = 2 * molecules + sum(c * (valence[z] - 2) for z, c in heavy.items()) - light
     delta = max(0.0, unsaturation / 2 / total)  # rings and multiple bonds for each heavy atom
-    spread = {v - 2: sum(c for z, c in heavy.items() if valence[z] == v) / total for v in set(valence.values())}
+    spread = {
+        v - 2: sum(c for z, c in heavy.items() if valence[z] == v) / total for v in set(valence.values())
+    }
     usual = math.ceil(total / molecules)
     low, high = added or (1, max(1, usual - kept.heavy))
     sizes = dict(vocabulary.size_counts)

@@ -37,7 +37,9 @@ class Varier:
     ) -> None:
         if not 0 <= strength <= 1:
             raise PerrinError(f"expected --strength from 0 to 1, given {strength:g}")
-        encode(molecules, model.config.vocabulary, width=max(map(len, molecules)))  # says what it cannot express
+        encode(
+            molecules, model.config.vocabulary, width=max(map(len, molecules))
+        )  # says what it cannot express
         self.model, self.molecules, self.each, self.strength = model, list(molecules), each, strength
 
     def units(self, numbers: Sequence[int], seed: int, *, batch: int) -> list[Unit]:
