@@ -1,11 +1,11 @@
 """Editing and varying with `molecule/qm9`, on molecules that it was not trained on.
 
     python benchmarks/edit.py edit                 decorate 200 scaffolds of QM9's test split
-    python benchmarks/edit.py ways                 ways to hold the kept part, on the validation split (how the default was chosen)
+    python benchmarks/edit.py ways                 ways to hold the kept part, validation split: how the default was chosen
     python benchmarks/edit.py vary                 similarity against strength, test split
 
-A scaffold is the Murcko scaffold of a molecule that has more heavy atoms than it; each of its atoms with a hydrogen or a lost
-neighbour is an anchor; sizes are drawn as `perrin edit` does. *First draw* is what the sampler makes, nothing rejected;
+A scaffold is the Murcko scaffold of a molecule that has more heavy atoms than it; each of its atoms with a hydrogen or a
+lost neighbour is an anchor; sizes are drawn as `perrin edit` does. *First draw* is what the sampler makes, nothing rejected;
 *with repairs* is what `perrin edit --tries T` hands over. Published rows are of other data and other tasks.
 """
 
@@ -208,8 +208,8 @@ PUBLISHED = {
     "DiffLinker, sampled size": 90.6,
     "DiffLinker, given anchors, sampled size": 94.8,
 }
-"""Valid linkers on ZINC, % (Igashov et al. 2024): models trained to link two fragments, heavy atoms only, bonds by OpenBabel from
-distances, validity of the largest fragment that has the given ones in it."""
+"""Valid linkers on ZINC, % (Igashov et al. 2024): models trained to link two fragments, heavy atoms only, bonds by OpenBabel
+from distances, validity of the largest fragment that has the given ones in it."""
 
 
 def main() -> None:

@@ -166,7 +166,7 @@ def _parser(verb: str) -> ArgumentParser:
             "--batch", type=int, help="samples at a time: changes speed and memory, not the samples"
         )
         parser.add_argument(
-            "--steps", type=int, help="network evaluations per sample (default: the bundle's)"
+            "--steps", type=int, help="network evaluations per sample (default: the bundle's; an edit's own)"
         )
         parser.add_argument("--solver", help="a solver of perrin.core.SOLVERS (default: the bundle's)")
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")

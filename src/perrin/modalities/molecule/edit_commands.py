@@ -98,8 +98,9 @@ def edit(a: Namespace) -> None:
         labelled.append(replace(named, properties=named.properties | extra))
     different = len({m.properties.get("smiles") for m in labelled})
     result = {
-        "molecules": a.n, "different": different, "draws": drawn, "rejected": {k: v for k, v in faults.items() if k != "good"},
-        "good_at_first_draw": first, "kept_preserved": all(editor.kept.preserved_in(m) for m in good),
+        "molecules": a.n, "different": different, "draws": drawn, "good_at_first_draw": first,
+        "rejected": {k: v for k, v in faults.items() if k != "good"},
+        "kept_preserved": all(editor.kept.preserved_in(m) for m in good),
     }  # fmt: skip
     _finish(a, "edit", output, model, options, labelled, result | {"evaluations": plan.nfe}, begin, store)
     print(
@@ -228,7 +229,7 @@ def _draw(
     advance: Callable[[int], None] | None = None,
     earlier: dict[int, Molecule] | None = None,
 ) -> None:
-    """Run `maker` (an `Editor` or a `Varier`) for these numbers, into `seen` and the store; `earlier` is what repairs mend."""
+    """Run `maker` (an `Editor` or a `Varier`) for these numbers, into `seen` and the store; repairs mend `earlier`."""
     from perrin.run.pool import cpu_count, map_unordered
 
     cpu = maker.model.device.type == "cpu"

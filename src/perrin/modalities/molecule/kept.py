@@ -213,8 +213,8 @@ def keep(molecule: Molecule, atoms: Iterable[int], anchors: Iterable[int] | str 
             )
         if full := sorted(chosen - able):
             raise PerrinError(
-                f"expected anchors with a hydrogen or a cut bond ({number_list(able) or 'none'}), given {full[0] + 1}, which "
-                "has no free valence: name another"
+                f"expected anchors with a hydrogen or a cut bond ({number_list(able) or 'none'}), given {full[0] + 1}, "
+                "which has no free valence: name another"
             )
     if not chosen:
         raise PerrinError(
@@ -285,7 +285,8 @@ def addition_table(
     if not table:
         raise PerrinError(
             f"expected a kept part that leaves room for {low} to {high} heavy atoms in molecules of {min(sizes)} to "
-            f"{max(sizes)} atoms, the sizes the model knows, given {len(kept.molecule)} kept atoms: keep fewer, or change --add"
+            f"{max(sizes)} atoms, the sizes the model knows, given {len(kept.molecule)} kept atoms: "
+            "keep fewer, or change --add"
         )
     norm = sum(table.values())
     return {pair: weight / norm for pair, weight in sorted(table.items())}
