@@ -209,7 +209,7 @@ PUBLISHED = {
     "DiffLinker, given anchors, sampled size": 94.8,
 }
 """Valid linkers on ZINC, % (Igashov et al. 2024): models trained to link two fragments, heavy atoms only, bonds by OpenBabel
-from distances, validity of the largest fragment that has the given ones in it."""
+from distances. Read from a later work's table, which quotes them."""
 
 
 def main() -> None:
