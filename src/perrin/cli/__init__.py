@@ -19,7 +19,7 @@ from perrin.errors import PerrinError
 VERBS = {
     "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
     "edit": "keep a part and make the rest anew: perrin edit lead.sdf --keep c1ccccc1 -n 20 -o ideas.sdf",
-    "vary": "samples like given ones: perrin vary lead.sdf --strength 0.3 -n 20 -o similar.sdf",
+    "vary": "samples like given ones: perrin vary lead.sdf --strength 0.4 -n 20 -o similar.sdf",
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
     "view": "one self-contained HTML page: perrin view out.sdf",

@@ -75,9 +75,9 @@ class MoleculeModality(Modality):
             group.add_argument(
                 "--strength",
                 type=float,
-                default=0.3,
+                default=0.4,
                 metavar="X",
-                help="how far to go back into the noise, 0 (the same molecule) to 1 (a new one); default 0.3",
+                help="how far to go back into the noise, 0 (the same molecule) to 1 (a new one); default 0.4",
             )
         elif verb == "train":
             group.add_argument("--data", metavar="FILE", help="own molecules, SDF or SMILES, in place of QM9")
