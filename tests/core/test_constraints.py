@@ -11,6 +11,7 @@ from perrin.core import (
     Composite,
     CounterNoise,
     Dense,
+    DPMSolverPP2M,
     Gaussian,
     Padded,
     RectifiedFlow,
@@ -20,7 +21,7 @@ from perrin.core import (
     sample_seeds,
 )
 from perrin.core.grids import log_snr
-from perrin.core.guides import Fixed, Inpaint, together
+from perrin.core.guides import Fixed, Given, Inpaint, together
 
 from .linear_gaussian import LinearGaussian
 
@@ -80,7 +81,68 @@ def test_inpainting_has_the_marginal_of_every_time() -> None:
     assert torch.equal(end["k"][:, 0], known["k"][:, 0])
 
 
-def test_zero_centre_of_mass_is_refused() -> None:
+def around(n: int) -> tuple[Composite, dict[str, Padded], CounterNoise, State, dict[str, torch.Tensor]]:
+    """Five rows of zero centre of mass, three of them known; the others hold rubbish."""
+    process = Composite(fields={"x": Gaussian(features=(3,), schedule=SCHEDULE, zero_com=True)})
+    layouts = {"x": Padded.from_sizes(torch.full((n,), 5), 6)}
+    generator = torch.Generator().manual_seed(1)
+    known = torch.full((6, 3), 50.0, dtype=F64)
+    known[:3] = torch.randn(3, 3, generator=generator, dtype=F64) + 7
+    keep = torch.arange(6) < 3
+    noise = CounterNoise(sample_seeds(0, range(n)), F64)
+    return process, layouts, noise, {"x": known.expand(n, 6, 3)}, {"x": keep.expand(n, 6)}
+
+
+def test_zero_centre_of_mass_holds_the_shape() -> None:
+    """The shape of the known rows has the marginal of its time; their centroid, and with it the centre of mass, stays."""
+    n, time = 4000, 0.4
+    process, layouts, noise, known, keep = around(n)
+    x = process.prior_state(CounterNoise(sample_seeds(5, range(n)), F64), layouts)
+    out = Inpaint(process=process, known=known, keep=keep, noise=noise, layouts=layouts)(x, time)["x"]
+    torch.testing.assert_close(out[:, :3].mean(1), x["x"][:, :3].mean(1))
+    assert torch.equal(out[:, 3:], x["x"][:, 3:])
+    assert float(out.sum(1).abs().max()) < 1e-12
+    y = known["x"][0, :3]
+    rest = out[:, :3] - out[:, :3].mean(1, keepdim=True) - 0.6 * (y - y.mean(0))
+    assert float(rest.mean(0).abs().max()) < 0.02
+    covariance = torch.einsum("bik,bjk->ij", rest, rest) / (3 * n)
+    torch.testing.assert_close(covariance, 0.16 * (torch.eye(3, dtype=F64) - 1 / 3), atol=0.006, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["constraint", "guide"])
+def test_zero_centre_of_mass_has_the_right_conditional(way: str) -> None:
+    """Rows `N(μ_i, s²)` seen from their centre of mass: relative to the known rows' centroid, whatever their shape, a free
+    row is `N(μ_i − μ̄_K, s² (1 + 1/k))`, and two free rows have covariance `s²/k`, k known rows."""
+    n, s = 2000, 0.6
+    process, layouts, noise, known, keep = around(n)
+    mu = torch.randn(6, 3, generator=torch.Generator().manual_seed(2), dtype=F64)
+    mu = layouts["x"].center(mu.expand(n, 6, 3))
+
+    def denoiser(x: State, t: torch.Tensor, *, layouts: object, **_: object) -> State:
+        alpha, sigma = 1 - t[:, None, None], t[:, None, None]
+        gain = alpha * s**2 / ((alpha * s) ** 2 + sigma**2)
+        return {"x": process.fields["x"].project(mu + gain * (x["x"] - alpha * mu), layouts["x"])}  # type: ignore[index]
+
+    plan = make_plan(process, DPMSolverPP2M(sde=True), log_snr(60, SCHEDULE))
+    if way == "guide":
+        given = Given(denoiser=denoiser, process=process, known=known, keep=keep)
+        x = sample(given, process, plan, layouts, noise)["x"]
+    else:
+        inpaint = Inpaint(process=process, known=known, keep=keep, noise=noise, layouts=layouts)
+        x = sample(denoiser, process, plan, layouts, noise, constraint=inpaint)["x"]
+    y = known["x"][0, :3]
+    torch.testing.assert_close(
+        x[:, :3] - x[:, :3].mean(1, keepdim=True), (y - y.mean(0)).expand(n, 3, 3), atol=1e-9, rtol=0
+    )
+    free = x[:, 3:5] - x[:, :3].mean(1, keepdim=True)
+    torch.testing.assert_close(free.mean(0), mu[0, 3:5] - mu[0, :3].mean(0), atol=0.04, rtol=0)
+    free = free - free.mean(0)
+    covariance = torch.einsum("bik,bjk->ij", free, free) / (3 * n)
+    right = s**2 * (torch.eye(2, dtype=F64) + 1 / 3)
+    torch.testing.assert_close(covariance, right, atol=0.025, rtol=0)
+
+
+def test_zero_centre_of_mass_needs_rows() -> None:
     process = Composite(fields={"x": Gaussian(features=(3,), zero_com=True)})
     with pytest.raises(ValueError, match="centre of mass"):
         Inpaint(
@@ -90,6 +152,26 @@ def test_zero_centre_of_mass_is_refused() -> None:
             noise=CounterNoise(sample_seeds(0, range(2))),
             layouts={"x": Dense(2)},
         )
+
+
+def test_categories_that_are_ruled_out_do_not_come() -> None:
+    n = 500
+    layouts, noise = {"k": Dense(n)}, CounterNoise(sample_seeds(0, range(n)))
+    process = Composite(fields={"k": Categorical.uniform(4, features=(3,))})
+    allowed = torch.tensor([[True, False, False, False], [False, True, True, False], [True] * 4]).expand(
+        n, 3, 4
+    )
+
+    def denoiser(x: State, t: torch.Tensor, **_: object) -> State:
+        return {"k": torch.zeros(n, 3, 4)}
+
+    given = Given(denoiser=denoiser, process=process, allowed={"k": allowed})
+    k = sample(given, process, make_plan(process, DDPM(), log_snr(20, SCHEDULE)), layouts, noise)["k"]
+    assert bool((k[:, 0] == 0).all())
+    shares = torch.bincount(k[:, 1], minlength=4) / n
+    assert shares[0] == shares[3] == 0
+    assert float(shares[1]) == pytest.approx(0.5, abs=0.07)
+    assert torch.bincount(k[:, 2], minlength=4).min() > 80
 
 
 def test_fixed_rows_and_composition() -> None:

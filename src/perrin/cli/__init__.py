@@ -18,6 +18,8 @@ from perrin.errors import PerrinError
 
 VERBS = {
     "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
+    "edit": "keep a part and make the rest anew: perrin edit lead.sdf --keep c1ccccc1 -n 20 -o ideas.sdf",
+    "vary": "samples like given ones: perrin vary lead.sdf --strength 0.4 -n 20 -o similar.sdf",
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
     "rank": "filter, sort and pick: perrin rank out.sdf --by qed,-sa --where 'MW<150'",
@@ -154,9 +156,18 @@ def _parser(verb: str) -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if verb == "sample":
-        parser.add_argument("target", help="a bundle: modality/name, or the path of one")
-        parser.add_argument("-n", type=int, required=True, help="how many samples")
+    if verb in ("sample", "edit", "vary"):
+        if verb == "sample":
+            parser.add_argument("target", help="a bundle: modality/name, or the path of one")
+        else:
+            parser.add_argument("file", help="what to start from")
+            parser.add_argument(
+                "--model",
+                metavar="BUNDLE",
+                help="modality/name, or the path of a bundle (default: the shipped one)",
+            )
+        each = " from each molecule of the file" if verb == "vary" else ""
+        parser.add_argument("-n", type=int, required=True, help=f"how many samples{each}")
         parser.add_argument(
             "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"
         )
@@ -167,7 +178,7 @@ def _parser(verb: str) -> ArgumentParser:
             "--batch", type=int, help="samples at a time: changes speed and memory, not the samples"
         )
         parser.add_argument(
-            "--steps", type=int, help="network evaluations per sample (default: the bundle's)"
+            "--steps", type=int, help="network evaluations per sample (default: the bundle's; an edit's own)"
         )
         parser.add_argument("--solver", help="a solver of perrin.core.SOLVERS (default: the bundle's)")
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")

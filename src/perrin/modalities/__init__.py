@@ -56,6 +56,14 @@ class Modality(ABC):
         """`perrin train`."""
         self._refuse("train")
 
+    def edit(self, arguments: Namespace) -> None:
+        """`perrin edit`; `arguments` has file, model and those of `sample` but the target."""
+        self._refuse("edit")
+
+    def vary(self, arguments: Namespace) -> None:
+        """`perrin vary`; `arguments` as for `edit`."""
+        self._refuse("vary")
+
     def evaluate(self, arguments: Namespace) -> None:
         """`perrin evaluate`."""
         self._refuse("evaluate")

@@ -2,11 +2,11 @@
 
 - A **guide** maps a denoiser to a denoiser: `contrast` (classifier-free, auto-guidance), `posterior` (DPS, ΠGDM, MMPS,
   DiffPIR over the measurement `operators`), `gradients` (energies, regressors). Guides nest.
-- A **constraint** acts on the state after a row: `constraints` (inpainting, fixed rows).
+- A **constraint** acts on the state after a row: `constraints` (inpainting, fixed rows; `Given`, on the estimate).
 - **Steering** resamples particles inside groups: `steering`, with weights, ancestors and log-evidence.
 """
 
-from perrin.core.guides.constraints import Fixed, Inpaint, together
+from perrin.core.guides.constraints import Fixed, Given, Inpaint, Shown, together
 from perrin.core.guides.contrast import AutoGuidance, ClassifierFree, classifier_free
 from perrin.core.guides.gradients import EnergyGuide, RegressorGuide
 from perrin.core.guides.operators import (
@@ -34,6 +34,7 @@ __all__ = [
     "Downsample",
     "EnergyGuide",
     "Fixed",
+    "Given",
     "Inpaint",
     "LinearOperator",
     "Mask",
@@ -44,6 +45,7 @@ __all__ = [
     "PiGDM",
     "Posterior",
     "RegressorGuide",
+    "Shown",
     "Steered",
     "assert_adjoint",
     "classifier_free",

@@ -67,6 +67,41 @@ class MoleculeModality(Modality):
             )
             group.add_argument("--view", metavar="FILE.html", help="also write a page with 3D views")
             group.add_argument("--evaluate", action="store_true", help="also print the metrics table")
+        elif verb == "edit":
+            group.add_argument(
+                "--keep",
+                metavar="WHAT",
+                required=True,
+                help="heavy atoms to keep, by their numbers in the file (1-6,9) or as a SMARTS that matches in one place; "
+                "several fragments are linked",
+            )
+            group.add_argument(
+                "--anchors",
+                metavar="WHAT",
+                help="kept atoms to grow from, as for --keep, or the word cut for those that lose a neighbour; "
+                "by default every one with a hydrogen or a lost neighbour. The others keep their hydrogens",
+            )
+            group.add_argument(
+                "--add",
+                metavar="N[-M]",
+                help="heavy atoms to add, hydrogens not counted; by default drawn, up to the data's usual size",
+            )
+            group.add_argument(
+                "--tries",
+                type=int,
+                default=20,
+                metavar="N",
+                help="draws for one molecule at most: what is invalid, in pieces or of wrong valence is drawn again "
+                "(default 20)",
+            )
+        elif verb == "vary":
+            group.add_argument(
+                "--strength",
+                type=float,
+                default=0.4,
+                metavar="X",
+                help="how far to go back into the noise, 0 (the same molecule) to 1 (a new one); default 0.4",
+            )
         elif verb == "train":
             group.add_argument("--data", metavar="FILE", help="own molecules, SDF or SMILES, in place of QM9")
             group.add_argument("--limit", type=int, metavar="N", help="use only N molecules of the data")
@@ -164,6 +199,18 @@ class MoleculeModality(Modality):
         from perrin.modalities.molecule import commands
 
         commands.sample(arguments)
+
+    def edit(self, arguments: Namespace) -> None:
+        """Make molecules around a kept part."""
+        from perrin.modalities.molecule import edit_commands
+
+        edit_commands.edit(arguments)
+
+    def vary(self, arguments: Namespace) -> None:
+        """Make molecules like given ones."""
+        from perrin.modalities.molecule import edit_commands
+
+        edit_commands.vary(arguments)
 
     def train(self, arguments: Namespace) -> None:
         """Train on QM9 or on the user's molecules."""
