@@ -452,6 +452,11 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return out.read_bytes()
 
 
+def hear_interrupts() -> None:
+    """Whoever runs the tests in the background may have SIGINT ignored, which children inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def group(leader: int) -> list[int]:
     """Living processes of a process group, as Linux lists them."""
     out = []
@@ -483,7 +488,12 @@ def test_stopped_work_goes_on(
     """A signal to the parent alone, or to all as a terminal and Slurm send it."""
     words = [*LONG.split(), "--workers", str(workers), "-o", "out.sdf"]
     process = subprocess.Popen(
-        [*PERRIN, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+        [*PERRIN, *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     partial = here / "out.sdf.partial"
     stop = time.monotonic() + 60

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perrin.core import EDM, Cosine, Dense, EDMHead, LinearVP, Padded, Pairs, Ragged, RectifiedFlow, Schedule
-from perrin.core.grids import karras, log_snr, logit_normal, power, uniform
+from perrin.core.grids import karras, log_snr, logit_normal, logit_normal_share, power, uniform
 from perrin.core.losses import (
     Weighting,
     categorical_error,
@@ -218,5 +218,10 @@ def test_logit_normal_grid_is_even_quantiles() -> None:
     )
     assert (float(times[0]), float(times[-1])) == (1.0, 0.0)
     assert logit_normal(1).tolist() == [1.0, 0.0]
+    share = logit_normal_share(0.4, mean=-1.3, std=1.2)
+    later = logit_normal(5, mean=-1.3, std=1.2, start=0.4)
+    assert float(later[0]) == 0.4
+    inside = torch.distributions.Normal(-1.3, 1.2).cdf(torch.logit(later[1:-1]).float())
+    torch.testing.assert_close(inside, share * torch.tensor([0.8, 0.6, 0.4, 0.2]), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="std above 0"):
         logit_normal(4, std=0.0)

@@ -42,16 +42,21 @@ def log_snr(n: int, schedule: Schedule, *, start: float = 0.999, stop: float = 0
     return checked(torch.cat((schedule.time(lam), torch.zeros(1, dtype=torch.float64))))
 
 
-def logit_normal(n: int, *, mean: float = -1.4, std: float = 1.6) -> Tensor:
-    """1, the `n − 1` even quantiles of a normal `logit t`, and 0: dense about `t = sigmoid(mean)` and towards the data.
+def logit_normal(n: int, *, mean: float = -1.4, std: float = 1.6, start: float = 1.0) -> Tensor:
+    """`start`, `n − 1` quantiles of a normal `logit t`, even below `start`, and 0: dense about `t = sigmoid(mean)`.
 
     On a rectified flow `logit t` is `ln(σ/α)`, so that steps lie where times drawn with that normal were trained on.
     """
     if not std > 0:
         raise ValueError(f"expected std above 0, given {std}")
-    u = torch.arange(1, _intervals(n), dtype=torch.float64) / n
-    inner = torch.sigmoid(mean + std * 2**0.5 * torch.erfinv(1 - 2 * u))
-    return checked(torch.cat((inner.new_ones(1), inner, inner.new_zeros(1))))
+    u = torch.arange(_intervals(n) - 1, 0, -1, dtype=torch.float64) / n
+    inner = torch.sigmoid(mean + std * torch.special.ndtri(u * logit_normal_share(start, mean=mean, std=std)))
+    return checked(torch.cat((inner.new_full((1,), start), inner, inner.new_zeros(1))))
+
+
+def logit_normal_share(t: float, *, mean: float = -1.4, std: float = 1.6) -> float:
+    """The share of the steps of `logit_normal` that lie below time `t`."""
+    return float(torch.special.ndtr((torch.tensor(t, dtype=torch.float64).logit() - mean) / std))
 
 
 def checked(times: Tensor) -> Tensor:

@@ -97,8 +97,12 @@ class Trainer:
             PerrinError: the loss is not finite, or the folder holds another run.
         """
         self.fabric.launch()
-        with side_stream(self.fabric.device):
-            return self._run()
+        try:
+            with side_stream(self.fabric.device):
+                return self._run()
+        finally:  # a process that ends with its group open may abort
+            if self.fabric.world_size > 1:
+                torch.distributed.destroy_process_group()
 
     def _run(self) -> dict[str, float]:
         fabric, options = self.fabric, self.options

@@ -29,9 +29,7 @@ from perrin.core import (
     Dense,
     Padded,
     Plan,
-    PlanError,
     TimeTravel,
-    plan_steps,
     sample,
     sample_seeds,
 )
@@ -84,16 +82,12 @@ class Travel:
         intervals = -(-options.steps // self.repeats)
         if repair:  # as dense as the whole way
             options = replace(options, start=self.repair)
-            intervals = math.ceil(intervals * self.repair ** (1 / options.exponent))
+            intervals = math.ceil(intervals * options.share(self.repair))
         if repeats == 1:
             return replace(options, steps=intervals).plan(model.denoiser)
         solver = TimeTravel(solver=SOLVERS[options.solver], length=self.length, repeats=repeats)
         steps = intervals * repeats if repair else options.steps
-        kinds = {"exponent": options.exponent, "start": options.start}
-        try:
-            return plan_steps(model.denoiser.process, solver, steps, decode=options.decode, **kinds)
-        except PlanError as error:
-            raise PerrinError(str(error)) from error
+        return replace(options, steps=steps).plan(model.denoiser, solver)
 
 
 class Editor:

@@ -28,12 +28,13 @@ from perrin.core import (
     Padded,
     Plan,
     PlanError,
+    Solver,
     State,
     plan_steps,
     sample,
     sample_seeds,
 )
-from perrin.core.grids import logit_normal
+from perrin.core.grids import logit_normal, logit_normal_share, power
 from perrin.core.replay import Mode
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import decode, layouts_for
@@ -54,7 +55,7 @@ class SamplingOptions:
         grid: `power`, times `t = u^exponent` for even u; or `logit-normal`, quantiles of a normal `logit t`.
         exponent: of the power grid; above 1 is finer near the data.
         mean, std: of the logit-normal grid.
-        start: the first time of the power grid; below 1 for solvers that need some signal there.
+        start: the first time; below 1 for solvers that need some signal there.
         decode: take the most probable category in the last step instead of drawing one.
         temperature: of types, charges and bonds; see `perrin.core.Categorical`.
         self_condition: hand a network that can use it its estimate before.
@@ -76,27 +77,30 @@ class SamplingOptions:
             raise PerrinError(f"expected at least 1 step, given {self.steps}")
         if self.solver not in SOLVERS:
             raise PerrinError(f"expected a solver ({', '.join(SOLVERS)}), given {self.solver!r}")
-
         if not self.temperature > 0:
             raise PerrinError(f"expected a temperature above 0, given {self.temperature}")
         if self.grid not in ("power", "logit-normal"):
             raise PerrinError(f"expected the grid power or logit-normal, given {self.grid!r}")
 
-    def plan(self, denoiser: NetworkDenoiser) -> Plan:
-        """The rows. Raises `PerrinError` where solver, schedule and grid do not go together."""
-        normal = partial(logit_normal, mean=self.mean, std=self.std) if self.grid == "logit-normal" else None
+    def plan(self, denoiser: NetworkDenoiser, solver: Solver | None = None) -> Plan:
+        """The rows, by another solver than the named one if given.
+
+        Raises `PerrinError` where solver, schedule and grid do not go together.
+        """
+        method = solver or SOLVERS[self.solver]
+        times = partial(power, exponent=self.exponent, start=self.start)
+        if self.grid == "logit-normal":
+            times = partial(logit_normal, mean=self.mean, std=self.std, start=self.start)
         try:
-            return plan_steps(
-                denoiser.process,
-                SOLVERS[self.solver],
-                self.steps,
-                exponent=self.exponent,
-                start=self.start,
-                grid=normal,
-                decode=self.decode,
-            )
+            return plan_steps(denoiser.process, method, self.steps, grid=times, decode=self.decode)
         except PlanError as error:
             raise PerrinError(str(error)) from error
+
+    def share(self, t: float) -> float:
+        """The share of the steps from `t = 1` that lie below `t`."""
+        if self.grid == "logit-normal":
+            return logit_normal_share(t, mean=self.mean, std=self.std)
+        return t ** (1 / self.exponent)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

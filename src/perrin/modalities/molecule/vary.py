@@ -55,8 +55,7 @@ class Varier:
 
     def plan(self, options: SamplingOptions) -> Plan:
         """The rows from time `s` on, as dense there as those of the whole way."""
-        share = self.strength ** (1 / options.exponent)
-        steps = max(1, math.ceil(options.steps * share))
+        steps = max(1, math.ceil(options.steps * options.share(self.strength)))
         return replace(options, start=self.strength, steps=steps).plan(self.model.denoiser)
 
     def run_unit(self, unit: Unit, seed: int, options: SamplingOptions) -> list[Molecule]:
