@@ -20,6 +20,7 @@ VERBS = {
     "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
+    "verify": "a forecast's scores: perrin verify ensemble.nc analysis.nc --json scores.json",
     "view": "one self-contained HTML page: perrin view out.sdf",
     "rerun": "run again what a run.json records: perrin rerun out.sdf.run.json",
     "list": "what is installed",
@@ -206,6 +207,10 @@ def _parser(verb: str) -> ArgumentParser:
     elif verb == "evaluate":
         parser.add_argument("file", help="what was generated")
         parser.add_argument("--like", metavar="NAME", help="reference data for novelty, such as qm9")
+        parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    elif verb == "verify":
+        parser.add_argument("file", metavar="FORECAST", help="the forecast, or an ensemble of them")
+        parser.add_argument("truth", metavar="TRUTH", help="what happened, at the same places")
         parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
     elif verb == "view":
         parser.add_argument("file", help="what was generated")

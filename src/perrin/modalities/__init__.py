@@ -64,6 +64,10 @@ class Modality(ABC):
         """`perrin view`."""
         self._refuse("view")
 
+    def verify(self, arguments: Namespace) -> None:
+        """`perrin verify`; `arguments` has file, truth and json."""
+        self._refuse("verify")
+
     def _refuse(self, verb: str) -> NoReturn:
         raise PerrinError(f"expected a modality that can {verb}, given {self.name}, which cannot")
 

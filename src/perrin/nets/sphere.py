@@ -11,7 +11,8 @@ Coefficients are complex tensors `[..., L, L]`, indexed l then m, zero for m > l
 
 does not change when the sphere is rotated. The forward transform is the area-weighted least-squares fit, order by order: on
 Gauss latitudes that is Gauss's quadrature, and on equiangular ones it recovers twice the degree that quadrature would. P_lm
-follows the three-term recurrence in l (Holmes & Featherstone 2002), good in float64 to L about 1900; tables take 16 L² n bytes.
+follows the three-term recurrence in l (Holmes & Featherstone 2002), good in float64 to L about 1900.
+Tables take 16 L² n bytes.
 """
 
 from __future__ import annotations
