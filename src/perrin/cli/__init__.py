@@ -18,6 +18,7 @@ from perrin.errors import PerrinError
 
 VERBS = {
     "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
+    "data": "prepare data: perrin data weather/sst --file sst.nc -o sst5.nc",
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
     "verify": "a forecast's scores: perrin verify ensemble.nc analysis.nc --json scores.json",
@@ -26,6 +27,9 @@ VERBS = {
     "list": "what is installed",
     "doctor": "whether it works here",
 }
+
+_TARGETS = ("sample", "data", "train")
+"""Verbs whose first word names a modality; that of others is a file."""
 
 _SYSTEM = {
     errno.ENOSPC,
@@ -114,7 +118,7 @@ def _run(argv: list[str]) -> int:
     if found is None:
         from perrin.modalities import modality_for_file, modality_of
 
-        found = modality_of(parsed.target) if verb in ("sample", "train") else modality_for_file(parsed.file)
+        found = modality_of(parsed.target) if verb in _TARGETS else modality_for_file(parsed.file)
     with _terminate_as_interrupt(verb):
         getattr(found, verb)(parsed)
     return 0
@@ -162,6 +166,9 @@ def _parser(verb: str) -> ArgumentParser:
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
         parser.add_argument("--workers", type=int, help="processes on the CPU (default: the cores there are)")
         parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    elif verb == "data":
+        parser.add_argument("target", help="modality/name, such as weather/sst")
+        parser.add_argument("-o", "--out", required=True, metavar="FILE", help="where to")
     elif verb == "train":
         parser.add_argument("target", help="modality/preset, such as molecule/qm9")
         parser.add_argument(
@@ -226,7 +233,7 @@ def _modality(verb: str, rest: list[str]):  # type: ignore[no-untyped-def]
 
     word = rest[0] if rest and not rest[0].startswith("-") else ""
     head = word.partition("/")[0]
-    return modality(head) if verb in ("sample", "train") and "/" in word and head in names() else None
+    return modality(head) if verb in _TARGETS and "/" in word and head in names() else None
 
 
 def _all_modalities():  # type: ignore[no-untyped-def]

@@ -64,6 +64,10 @@ class Modality(ABC):
         """`perrin view`."""
         self._refuse("view")
 
+    def data(self, arguments: Namespace) -> None:
+        """`perrin data`; `arguments` has target and out."""
+        self._refuse("prepare data")
+
     def verify(self, arguments: Namespace) -> None:
         """`perrin verify`; `arguments` has file, truth and json."""
         self._refuse("verify")

@@ -34,7 +34,20 @@ class WeatherModality(Modality):
     def add_arguments(self, verb: str, parser: ArgumentParser) -> None:
         """The weather options."""
         group = parser.add_argument_group("weather")
-        if verb == "verify":
+        if verb == "data":
+            group.add_argument(
+                "--file", metavar="FILE", help="sst: a monthly record of the sea's temperature"
+            )
+            group.add_argument(
+                "--cell", type=float, default=5.0, metavar="X", help="sst: degrees (default 5)"
+            )
+            group.add_argument(
+                "--years",
+                default="1950-1994",
+                metavar="YYYY-YYYY",
+                help="sst: of the climatology (1950-1994)",
+            )
+        elif verb == "verify":
             group.add_argument(
                 "--against",
                 nargs="+",
@@ -80,6 +93,12 @@ class WeatherModality(Modality):
         raise PerrinError(
             "expected a bundle of a modality with models, given one of weather, which has none yet"
         )
+
+    def data(self, arguments: Namespace) -> None:
+        """Prepare data."""
+        from perrin.modalities.weather import commands
+
+        commands.data(arguments)
 
     def verify(self, arguments: Namespace) -> Any:
         """Score a forecast."""
