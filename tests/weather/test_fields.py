@@ -15,7 +15,7 @@ import xarray as xr
 
 from perrin.errors import PerrinError
 from perrin.modalities.weather.fields import Fields, Lead, open_fields
-from perrin.modalities.weather.files import write_netcdf
+from perrin.modalities.weather.files import write_fields
 from perrin.modalities.weather.grid import cell_areas, coarsen, latitude_edges, longitude_edges
 from perrin.nets.sphere import equiangular_latitudes, gauss_latitudes
 
@@ -139,8 +139,11 @@ def test_bounds_of_the_file_give_the_areas() -> None:
     np.testing.assert_allclose(fields.area.sum(1), 2 * np.pi * np.diff(np.sin(np.deg2rad(edges))))
 
 
+@pytest.mark.parametrize("name", ["out.nc", "out.zarr"])
 @pytest.mark.parametrize("calendar", ["standard", "noleap", "360_day"])
-def test_written_files_come_back(tmp_path: Path, calendar: str) -> None:
+def test_written_files_come_back(tmp_path: Path, calendar: str, name: str) -> None:
+    if name.endswith("zarr"):
+        pytest.importorskip("zarr")
     data = np.random.default_rng(0).normal(size=(3, 2, 4, 36, 36)).astype(np.float32)
     data[:, :, :, 5] = np.nan
     dataset = xr.Dataset(
@@ -160,17 +163,27 @@ def test_written_files_come_back(tmp_path: Path, calendar: str) -> None:
             "longitude": LONGITUDE,
         },
     )
-    write_netcdf(tmp_path / "out.nc", dataset, {"title": "a test"})
-    fields = open_fields(tmp_path / "out.nc")
+    for _ in range(2):  # the second replaces the first
+        write_fields(tmp_path / name, dataset, {"title": "a test"})
+    fields = open_fields(tmp_path / name)
     assert fields.members == 3
     assert fields.leads == [Lead(seconds=3600.0 * h) for h in (6, 12, 24, 48)]
     assert [str(lead) for lead in fields.leads] == ["6 h", "12 h", "1 d", "2 d"]
     assert fields.references[0].calendar == calendar
     np.testing.assert_array_equal(fields.forecast("sst", 1, 2), data[:, 1, 2])
-    assert list(tmp_path.iterdir()) == [tmp_path / "out.nc"]
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
     with pytest.raises(PerrinError, match="expected the dimensions"):
-        write_netcdf(tmp_path / "other.nc", dataset.rename(latitude="row"))
-    assert list(tmp_path.iterdir()) == [tmp_path / "out.nc"]
+        write_fields(tmp_path / "other.nc", dataset.rename(latitude="row"))
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_nothing_else_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine.zarr").mkdir()
+    (tmp_path / "mine.zarr" / "letter").write_text("dear")
+    for name in ("mine.zarr", "out.txt"):
+        with pytest.raises(PerrinError, match="expected"):
+            write_fields(tmp_path / name, variants()["plain"])  # type: ignore[arg-type]
+    assert (tmp_path / "mine.zarr" / "letter").read_text() == "dear"
 
 
 def test_months_are_calendar_months() -> None:

@@ -18,7 +18,7 @@ from perrin.cli import main
 from perrin.errors import PerrinError
 from perrin.modalities.weather import REFERENCES, scores, sources
 from perrin.modalities.weather.fields import Fields
-from perrin.modalities.weather.files import write_netcdf
+from perrin.modalities.weather.files import write_fields
 from perrin.modalities.weather.sources import Climatology
 from perrin.modalities.weather.verify import VerifyOptions, block_draws, verify
 
@@ -337,7 +337,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr("perrin.cli._all_modalities", lambda: _weather())
     monkeypatch.setattr("perrin.modalities.modality_for_file", lambda path: _weather()[0])
     forecast, truth = make(inits=5)
-    write_netcdf("f.nc", forecast)
+    write_fields("f.nc", forecast)
     turned = truth.assign_coords(longitude=(truth.longitude + 180) % 360 - 180).sortby("longitude")
     turned.isel(latitude=slice(None, None, -1)).rename(latitude="lat", longitude="lon").to_netcdf("t.nc")
     words = ["verify", "f.nc", "t.nc", "--threshold", "1", "--against", "persistence", "--json", "s.json"]

@@ -29,7 +29,7 @@ class Modality(ABC):
     Class attributes:
         name: the first part of `molecule/qm9`.
         summary: one line for `perrin list`.
-        suffixes: files that `perrin evaluate` and `perrin view` bring to this modality.
+        suffixes: files that `perrin evaluate`, `perrin verify` and `perrin view` bring to this modality.
     """
 
     name: str

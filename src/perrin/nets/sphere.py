@@ -4,7 +4,7 @@ A real field of degree up to L − 1 is, at latitude φ and longitude λ,
 
     f(φ, λ) = Re Σ_m (2 − [m = 0]) e^{imλ} Σ_l a_lm P_lm(sin φ),        0 ≤ m ≤ l < L,
 
-with P_lm normalised over the unit sphere (∫ |P_lm e^{imλ}|² dΩ = 1) and the phase (−1)^m of Condon and Shortley.
+with P_lm normalised over the unit sphere (`∫ |P_lm e^{imλ}|² dΩ = 1`) and the phase (−1)^m of Condon and Shortley.
 Coefficients are complex tensors `[..., L, L]`, indexed l then m, zero for m > l. The power of degree l,
 
     S_l = (|a_l0|² + 2 Σ_{m>0} |a_lm|²) / 4π,        Σ_l S_l = mean of f² over the sphere,

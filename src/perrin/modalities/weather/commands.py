@@ -41,24 +41,23 @@ def verify(a: Namespace) -> None:
 
 
 def data(a: Namespace) -> None:
-    """`perrin data weather/sst --file FILE -o OUT.nc`: temperatures and anomalies on a coarse grid, CF NetCDF."""
+    """`perrin data weather/sst --file FILE -o OUT.nc`: temperatures and anomalies on a coarse grid, by CF."""
     from perrin.modalities.weather.fields import open_fields
-    from perrin.modalities.weather.files import write_netcdf
+    from perrin.modalities.weather.files import check_path, write_fields
     from perrin.modalities.weather.sst import read_sst
 
     if a.target != "weather/sst":
         raise PerrinError(f"expected weather/sst, given {a.target!r}: it is the only data set so far")
     if not a.file:
         raise PerrinError("expected --file with a monthly record of sea surface temperature, given none")
-    if Path(a.out).is_dir() or Path(a.out).suffix not in (".nc", ".nc4"):
-        raise PerrinError(f"expected an output file that ends in .nc, given {a.out}")
+    check_path(a.out)
     sst = read_sst(open_fields(a.file), cell=a.cell, training=_years(a.years))
     words = {
         "title": f"monthly sea surface temperature on a grid of {a.cell:g} degrees",
         "source": Path(a.file).name,
         "comment": f"anomalies are from the means of the calendar months of {a.years}",
     }
-    write_netcdf(a.out, sst.dataset(), words)
+    write_fields(a.out, sst.dataset(), words)
     print(f"{len(sst.times)} months, {int(sst.sea.sum())} cells of sea in {a.out}")
 
 

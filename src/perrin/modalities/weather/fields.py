@@ -16,7 +16,9 @@ chapter 4).
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,8 +69,6 @@ class Lead:
 
     def after(self, time: Any) -> Any:
         """The valid time of a forecast that starts at `time`, a cftime object."""
-        import datetime
-
         if self.months:
             month = time.month - 1 + self.months
             time = time.replace(year=time.year + month // 12, month=month % 12 + 1)
@@ -212,7 +212,11 @@ def open_fields(path: str | Path) -> Fields:
     options["decode_times"] = xr.coders.CFDatetimeCoder(use_cftime=True)
     try:
         if path.is_dir():
-            dataset = xr.open_dataset(path, engine="zarr", cache=False, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", RuntimeWarning
+                )  # slow without consolidated metadata: it is one file
+                dataset = xr.open_dataset(path, engine="zarr", cache=False, **options)
         else:
             dataset = xr.open_dataset(path, engine="netcdf4", cache=False, **options)
     except Exception as error:  # each engine has its own kinds

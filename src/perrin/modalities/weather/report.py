@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 _MAIN = {"crps": "CRPS", "rmse": "RMSE", "spread": "spread", "ssr": "SSR", "bias": "bias", "acc": "ACC"}
-_MORE = {"crps_biased": "biased CRPS", "mae": "MAE", "energy": "energy", "log_spectrum_error": "|log S|"}
+_MORE = {"crps_biased": "biased CRPS", "mae": "MAE", "energy": "energy", "log_spectrum_error": "log S"}
 _EVENT = {
     "rate": "rate",
     "brier_fair": "fair Brier",

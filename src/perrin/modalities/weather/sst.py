@@ -61,7 +61,7 @@ class SeaSurface:
         return self.temperature - self.climatology[self.months]
 
     def dataset(self) -> xr.Dataset:
-        """The temperature and its anomaly, for `write_netcdf` and `Fields`."""
+        """The temperature and its anomaly, for `write_fields` and `Fields`."""
         dims = ("time", "latitude", "longitude")
         sst = {"standard_name": "sea_surface_temperature", "units": self.units}
         anomaly = {"long_name": "departure from the monthly climatology of the training years", "units": "K"}
