@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import xarray as xr
 from perrin.cli import main
 from perrin.errors import PerrinError
 from perrin.modalities.weather import REFERENCES, scores, sources
-from perrin.modalities.weather.fields import Fields
+from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.files import write_fields
 from perrin.modalities.weather.sources import Climatology
 from perrin.modalities.weather.verify import VerifyOptions, block_draws, verify
@@ -322,6 +323,57 @@ def test_standard_errors_are_those_of_means() -> None:
 
 def test_names_of_references() -> None:
     assert sources.REFERENCES == REFERENCES
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """60 members of 90 × 180 are 8 MB a field in float64; 24 fields are read with little more than the budget."""
+    r = np.random.default_rng(0)
+    latitude, longitude = np.arange(-89, 90, 2.0), np.arange(0, 360, 2.0)
+    days = xr.date_range("2001-01-01", periods=7, freq="D", use_cftime=True)
+    x = r.normal(size=(60, 6, 1, 90, 180)).astype("float32")
+    place = {"latitude": latitude, "longitude": longitude}
+    dims = ("realization", "forecast_reference_time", "forecast_period", "latitude", "longitude")
+    period = ("forecast_period", [24], {"units": "hours"})
+    forecast = xr.Dataset(
+        {"t": (dims, x)}, {"forecast_reference_time": days[:6], "forecast_period": period, **place}
+    )
+    truth = xr.Dataset(
+        {"t": (dims[1:2] + dims[3:], x[0, :, 0])}, {"forecast_reference_time": days[1:], **place}
+    )
+    forecast.to_netcdf(tmp_path / "f.nc", encoding={"t": {"chunksizes": (1, 1, 1, 10, 180)}})
+    truth.rename(forecast_reference_time="time").to_netcdf(tmp_path / "t.nc")
+    del x, forecast, truth
+    files = open_fields(tmp_path / "f.nc"), open_fields(tmp_path / "t.nc")
+    tracemalloc.start()
+    verify(*files, VerifyOptions(megabytes=2, degrees=0, resamples=10))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
+def test_other_layouts_of_time() -> None:
+    """One initial time with `time` along the forecast, its period beside it or not at all; and no period anywhere."""
+    forecast, truth = make(members=3, inits=1, leads=2)
+    whole = leads(verify(Fields(forecast), Fields(truth)))
+    one = forecast.isel(forecast_reference_time=0)
+    valid = truth.time.values[1:3]
+    along = one.rename(forecast_period="time").assign_coords(time=valid)
+    period = along.assign_coords(forecast_period=("time", [1, 2], {"units": "days"}))
+    for other in (along, period):
+        found = leads(verify(Fields(other), Fields(truth)))
+        assert [lead["scores"]["crps"] for lead in found] == [lead["scores"]["crps"] for lead in whole]
+    bare = along.drop_vars("forecast_reference_time")
+    found = leads(verify(Fields(bare), Fields(truth)))
+    assert [lead["initial_times"] for lead in found] == [2]
+    mean = np.mean([lead["scores"]["crps"]["value"] for lead in whole])
+    assert found[0]["scores"]["crps"]["value"] == pytest.approx(mean)
+
+
+def test_climatology_must_match() -> None:
+    forecast, truth = make(inits=3)
+    for other in (truth.rename(t="x").assign(y=truth.t), truth.isel(latitude=slice(0, 4))):
+        with pytest.raises(PerrinError, match="expected"):
+            verify(Fields(forecast), Fields(truth), None, Climatology(Fields(other)))
 
 
 def test_noleap_meets_standard() -> None:

@@ -101,6 +101,14 @@ def verify(
         raise PerrinError(f"expected a climatology for {needs[0]}, given none: add --climatology FILE")
     _check_grids(forecast, truth)
     names = _match(forecast, truth)
+    if climatology is not None:
+        _check_grids(climatology.fields, truth)
+        _match(climatology.fields, truth)  # for its units
+        if set(names) - set(climatology.fields.parts):
+            raise PerrinError(
+                f"expected {', '.join(names)} in the climatology, given {', '.join(climatology.fields.parts)} in "
+                f"{climatology.fields.label}: rename or add what is missing"
+            )
     sources: dict[str, Source] = {"forecast": Ensemble(forecast, names)}
     for name in options.against:
         if name == "climatology":
