@@ -209,6 +209,20 @@ def test_errors_say_what_to_do(change: object, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_grids_that_are_not_of_latitudes() -> None:
+    """A projection's metres, with two-dimensional latitudes beside them or without."""
+    metres = xr.Dataset(
+        {"t": (("y", "x"), np.zeros((4, 5)))}, {"y": np.arange(4) * 1e5, "x": np.arange(5) * 1e5}
+    )
+    two = metres.assign(
+        a=(("y", "x"), np.zeros((4, 5)), {"units": "degrees_north"}),
+        b=(("y", "x"), np.zeros((4, 5)), {"standard_name": "longitude"}),
+    )
+    for dataset in (metres, two):
+        with pytest.raises(PerrinError, match="remap"):
+            Fields(dataset)
+
+
 def test_files_that_are_not(tmp_path: Path) -> None:
     (tmp_path / "a.nc").write_text("no")
     for name in ("a.nc", "none.nc"):

@@ -259,6 +259,15 @@ def _canonical(dataset: xr.Dataset, label: str) -> xr.Dataset:
     for role in ("latitude", "longitude"):
         if role not in dataset.indexes:
             dataset = dataset.set_xindex(role)
+        values = dataset[role].values
+        if (
+            values.dtype.kind not in "fiu"
+            or not (np.abs(values) <= (90.001 if role == "latitude" else 720)).all()
+        ):
+            raise PerrinError(
+                f"expected {role}s in degrees, given {values[0]} to {values[-1]} in {label}: remap it to a "
+                "latitude–longitude grid first"
+            )
     longitude = dataset["longitude"].values.astype(np.float64)
     if len(longitude) > 1 and np.isclose(abs(longitude[-1] - longitude[0]), 360):  # the seam, twice
         dataset = dataset.isel(longitude=slice(0, -1))
@@ -283,9 +292,11 @@ def _order(values: Any) -> slice | NDArray[np.intp]:
 
 def _find(dataset: xr.Dataset, role: str) -> str | None:
     """The name of the variable, or bare dimension, that plays a role."""
-    candidates = [
-        str(n) for n, v in dataset.variables.items() if v.ndim <= 2 and _may_be_coordinate(dataset, n)
-    ]
+    bounds = {v.attrs.get("bounds") for v in dataset.variables.values()}
+    candidates = sorted(
+        (str(n) for n, v in dataset.variables.items() if v.ndim <= 2 and n not in bounds),
+        key=lambda n: dataset[n].ndim,
+    )
 
     def attribute(name: str, key: str) -> str:
         variable = dataset[name]
@@ -300,14 +311,9 @@ def _find(dataset: xr.Dataset, role: str) -> str | None:
         for name in candidates:
             if test(name):
                 return name
-    known = {str(n).lower(): str(n) for n in (*dataset.dims, *candidates)}
+    named = [n for n in candidates if n in dataset.coords or dataset[n].ndim <= 1]
+    known = {str(n).lower(): str(n) for n in (*dataset.dims, *named)}
     return next((known[name] for name in _FALLBACKS[role] if name in known), None)
-
-
-def _may_be_coordinate(dataset: xr.Dataset, name: Any) -> bool:
-    """Whether a variable is a coordinate, or could be one that the file forgot to name as such."""
-    variable = dataset[name]
-    return name in dataset.coords or variable.ndim <= 1
 
 
 def _edges_of(bounds: Array) -> Array:
@@ -331,7 +337,9 @@ def _parts(dataset: xr.Dataset) -> dict[str, Part]:
 
 def _times(dataset: xr.Dataset, name: str, label: str) -> list[Any]:
     if name not in dataset.coords:
-        raise PerrinError(f"expected times in a coordinate with standard_name {name}, given none in {label}")
+        raise PerrinError(
+            f"expected times in a coordinate with standard_name {name}, given none in {label}: set that attribute"
+        )
     values = np.atleast_1d(dataset[name].values)
     if values.dtype.kind == "M":
         return [

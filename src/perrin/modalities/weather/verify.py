@@ -68,6 +68,8 @@ class VerifyOptions:
         for q in self.quantiles:
             if not 0 < q < 1:
                 raise PerrinError(f"expected quantiles between 0 and 1, given {q}")
+        if self.seed < 0:
+            raise PerrinError(f"expected a seed of at least 0, given {self.seed}")
         for name in ("resamples", "megabytes", "block"):
             value = getattr(self, name)
             if value is not None and value <= 0:
