@@ -20,14 +20,19 @@ VERBS = {
     "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
     "edit": "keep a part and make the rest anew: perrin edit lead.sdf --keep c1ccccc1 -n 20 -o ideas.sdf",
     "vary": "samples like given ones: perrin vary lead.sdf --strength 0.4 -n 20 -o similar.sdf",
+    "data": "prepare data: perrin data weather/sst --file sst.nc -o sst5.nc",
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
     "rank": "filter, sort and pick: perrin rank out.sdf --by qed,-sa --where 'MW<150'",
+    "verify": "a forecast's scores: perrin verify ensemble.nc analysis.nc --json scores.json",
     "view": "one self-contained HTML page: perrin view out.sdf",
     "rerun": "run again what a run.json records: perrin rerun out.sdf.run.json",
     "list": "what is installed",
     "doctor": "whether it works here",
 }
+
+_TARGETS = ("sample", "data", "train")
+"""Verbs whose first word names a modality; that of others is a file."""
 
 _SYSTEM = {
     errno.ENOSPC,
@@ -116,7 +121,7 @@ def _run(argv: list[str]) -> int:
     if found is None:
         from perrin.modalities import modality_for_file, modality_of
 
-        found = modality_of(parsed.target) if verb in ("sample", "train") else modality_for_file(parsed.file)
+        found = modality_of(parsed.target) if verb in _TARGETS else modality_for_file(parsed.file)
     with _terminate_as_interrupt(verb):
         getattr(found, verb)(parsed)
     return 0
@@ -184,6 +189,9 @@ def _parser(verb: str) -> ArgumentParser:
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
         parser.add_argument("--workers", type=int, help="processes on the CPU (default: the cores there are)")
         parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    elif verb == "data":
+        parser.add_argument("target", help="modality/name, such as weather/sst")
+        parser.add_argument("-o", "--out", required=True, metavar="FILE", help="where to")
     elif verb == "train":
         parser.add_argument("target", help="modality/preset, such as molecule/qm9")
         parser.add_argument(
@@ -245,6 +253,10 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--top", type=int, metavar="N", help="keep the best N")
         parser.add_argument("--workers", type=int, help="processes (default: the cores there are)")
+    elif verb == "verify":
+        parser.add_argument("file", metavar="FORECAST", help="the forecast, or an ensemble of them")
+        parser.add_argument("truth", metavar="TRUTH", help="what happened, at the same places")
+        parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
     elif verb == "view":
         parser.add_argument("file", help="what was generated")
         parser.add_argument("-o", "--out", metavar="FILE.html", help="where to (default: beside the file)")
@@ -259,7 +271,7 @@ def _modality(verb: str, rest: list[str]):  # type: ignore[no-untyped-def]
 
     word = rest[0] if rest and not rest[0].startswith("-") else ""
     head = word.partition("/")[0]
-    return modality(head) if verb in ("sample", "train") and "/" in word and head in names() else None
+    return modality(head) if verb in _TARGETS and "/" in word and head in names() else None
 
 
 def _all_modalities():  # type: ignore[no-untyped-def]

@@ -29,7 +29,7 @@ class Modality(ABC):
     Class attributes:
         name: the first part of `molecule/qm9`.
         summary: one line for `perrin list`.
-        suffixes: files that `perrin evaluate`, `perrin rank` and `perrin view` bring to this modality.
+        suffixes: files that `perrin evaluate`, `perrin rank`, `perrin verify` and `perrin view` bring to this modality.
     """
 
     name: str
@@ -75,6 +75,14 @@ class Modality(ABC):
     def view(self, arguments: Namespace) -> None:
         """`perrin view`."""
         self._refuse("view")
+
+    def data(self, arguments: Namespace) -> None:
+        """`perrin data`; `arguments` has target and out."""
+        self._refuse("prepare data")
+
+    def verify(self, arguments: Namespace) -> None:
+        """`perrin verify`; `arguments` has file, truth and json."""
+        self._refuse("verify")
 
     def _refuse(self, verb: str) -> NoReturn:
         raise PerrinError(f"expected a modality that can {verb}, given {self.name}, which cannot")

@@ -1,0 +1,69 @@
+"""The weather side of the command line's verbs."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from pathlib import Path
+
+from perrin.errors import PerrinError
+
+
+def verify(a: Namespace) -> None:
+    """`perrin verify FORECAST TRUTH`: the tables on the terminal, the numbers as JSON."""
+    from perrin.modalities.weather.fields import open_fields
+    from perrin.modalities.weather.report import print_report
+    from perrin.modalities.weather.sources import Climatology
+    from perrin.modalities.weather.verify import VerifyOptions
+    from perrin.modalities.weather.verify import verify as compute
+    from perrin.run.atomic import write_json
+
+    if a.json and Path(a.json).is_dir():  # said before the work, which may take long
+        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
+    options = VerifyOptions(
+        against=tuple(a.against or ()),
+        thresholds=tuple(a.threshold or ()),
+        quantiles=tuple(a.quantile or ()),
+        block=a.block,
+        seed=a.seed,
+    )
+    forecast, truth = open_fields(a.file), open_fields(a.truth)
+    climatology = None
+    years = _years(a.climatology_years) if a.climatology_years else None
+    if a.climatology or years:
+        climatology = Climatology(open_fields(a.climatology) if a.climatology else truth, years)
+    elif options.quantiles or set(options.against) - {"persistence"}:
+        climatology = Climatology(truth, (truth.times[0].year, forecast.references[0].year - 1))
+    result = compute(forecast, truth, options, climatology)
+    print_report(result)
+    if a.json:
+        write_json(a.json, result)
+
+
+def data(a: Namespace) -> None:
+    """`perrin data weather/sst --file FILE -o OUT.nc`: temperatures and anomalies on a coarse grid, by CF."""
+    from perrin.modalities.weather.fields import open_fields
+    from perrin.modalities.weather.files import check_path, write_fields
+    from perrin.modalities.weather.sst import read_sst
+
+    if a.target != "weather/sst":
+        raise PerrinError(f"expected weather/sst, given {a.target!r}: it is the only data set so far")
+    if not a.file:
+        raise PerrinError("expected --file with a monthly record of sea surface temperature, given none")
+    check_path(a.out)
+    sst = read_sst(open_fields(a.file), cell=a.cell, training=_years(a.years))
+    words = {
+        "title": f"monthly sea surface temperature on a grid of {a.cell:g} degrees",
+        "source": Path(a.file).name,
+        "comment": f"anomalies are from the means of the calendar months of {a.years}",
+    }
+    write_fields(a.out, sst.dataset(), words)
+    print(f"{len(sst.times)} months, {int(sst.sea.sum())} cells of sea in {a.out}")
+
+
+def _years(text: str) -> tuple[int, int]:
+    """`1950-1994` as two numbers."""
+    match = re.fullmatch(r"(\d+)-(\d+)", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise PerrinError(f"expected years such as 1950-1994, given {text!r}")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,127 @@
+"""Forecasts written as CF NetCDF, or as Zarr where that package is installed.
+
+The file has the canonical dimensions (`perrin.modalities.weather.fields`), standard names, bounds of the cells, and one
+compressed chunk for each member, initial time and period: what a reader asks for at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from perrin.errors import PerrinError
+from perrin.modalities.weather.fields import DIMENSIONS
+from perrin.modalities.weather.grid import latitude_edges, longitude_edges
+from perrin.run.atomic import atomic_path
+
+SUFFIXES = (".nc", ".nc4", ".zarr")
+_ZARR = ("zarr.json", ".zgroup")
+_ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "realization": {"standard_name": "realization", "units": "1", "axis": "E"},
+    "forecast_reference_time": {"standard_name": "forecast_reference_time"},
+    "forecast_period": {"standard_name": "forecast_period"},
+    "time": {"standard_name": "time"},
+    "latitude": {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
+    "longitude": {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
+}
+
+
+def write_fields(path: str | Path, dataset: xr.Dataset, attributes: Mapping[str, str] | None = None) -> None:
+    """Write a dataset by CF, completely or not at all; data as float32, missing values as NaN.
+
+    Arguments:
+        path: where to: a name that ends in .nc or .nc4 for NetCDF-4, in .zarr for Zarr.
+        dataset: variables over the canonical dimensions or some of them, or over `time`; forecast periods are numbers
+            with the attribute `units` (hours, days, or months), times are cftime or datetime64.
+        attributes: of the file, such as `title` and `source`.
+
+    Raises:
+        PerrinError: another suffix, another dimension, a coordinate is missing, or the file cannot be written.
+    """
+    check_path(path)
+    out, encoding = _prepare(dataset, attributes or {})
+    if Path(path).suffix == ".zarr":
+        _write_zarr(Path(path), out, encoding)
+        return
+    for settings in encoding.values():
+        if "chunks" in settings:
+            settings |= {"zlib": True, "complevel": 4, "shuffle": True, "chunksizes": settings.pop("chunks")}
+    with atomic_path(path) as temporary:
+        out.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=encoding)
+
+
+def check_path(path: str | Path) -> None:
+    """Say what is wrong with an output's name before any work is done.
+
+    Raises:
+        PerrinError: its suffix is another one, zarr is asked for and missing, or it is a folder that is no store.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise PerrinError(
+            f"expected an output that ends in {', '.join(SUFFIXES)}, given {path}: choose one of them"
+        )
+    if path.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
+        raise PerrinError(f"expected the package zarr for {path}, which is not installed: pip install zarr")
+    if path.suffix == ".zarr" and path.exists() and not any((path / n).exists() for n in _ZARR):
+        raise PerrinError(
+            f"expected a new name or a Zarr store to replace, given {path}, which is something else"
+        )
+    if path.suffix != ".zarr" and path.is_dir():
+        raise PerrinError(f"expected an output file, given the directory {path}: add a file name")
+
+
+def _prepare(
+    dataset: xr.Dataset, attributes: Mapping[str, str]
+) -> tuple[xr.Dataset, dict[Any, dict[str, Any]]]:
+    """The dataset in canonical order with CF's attributes and bounds, and its encoding."""
+    order = [d for d in (*DIMENSIONS[:3], "time", *DIMENSIONS[3:]) if d in dataset.dims]
+    if strange := [str(d) for d in dataset.dims if d not in order]:
+        raise PerrinError(
+            f"expected the dimensions {', '.join(DIMENSIONS)} or time, given {strange[0]}: rename it"
+        )
+    if lacking := [d for d in order if d not in dataset.coords and d != "realization"]:
+        raise PerrinError(f"expected a coordinate for each dimension, given none for {lacking[0]}: assign it")
+    out = dataset.transpose(*order)
+    if "realization" in out.dims and "realization" not in out.coords:
+        out = out.assign_coords(realization=np.arange(out.sizes["realization"], dtype=np.int32))
+    for name in set(out.coords) & set(_ATTRIBUTES):
+        out[name] = out[name].assign_attrs(_ATTRIBUTES[str(name)])
+    for name, build in (("latitude", latitude_edges), ("longitude", longitude_edges)):
+        if name in out.dims and out.sizes[name] > 1:
+            edges = build(out[name].values)
+            out[f"{name}_bounds"] = ((name, "bound"), np.stack([edges[:-1], edges[1:]], 1))
+            out[name].attrs["bounds"] = f"{name}_bounds"
+    encoding: dict[Any, dict[str, Any]] = {n: {"_FillValue": None} for n in out.variables}
+    for name in dataset.data_vars:
+        one = ("realization", "forecast_reference_time", "forecast_period", "time")
+        chunks = tuple(1 if d in one else out.sizes[d] for d in out[name].dims)
+        encoding[name] = {"dtype": "float32", "_FillValue": np.float32(np.nan)} | (
+            {"chunks": chunks} if chunks else {}
+        )
+    return out.assign_attrs({"Conventions": "CF-1.11"} | dict(attributes)), encoding
+
+
+def _write_zarr(path: Path, dataset: xr.Dataset, encoding: dict[Any, dict[str, Any]]) -> None:
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset.to_zarr(temporary, mode="w", encoding=encoding, consolidated=False)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PerrinError(
+            f"expected to write {path}, met: {reason}; free some space or choose another path"
+        ) from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
