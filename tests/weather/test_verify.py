@@ -443,3 +443,72 @@ def test_what_does_not_match_is_said(change: object, words: str) -> None:
         verify(Fields(change(forecast)), Fields(truth))  # type: ignore[operator]
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def layout(start: str) -> tuple[xr.Dataset, xr.Dataset, float]:
+    """Three starts, all with two periods, the starts along a dimension named `start`; the truth; the error by NumPy."""
+    r = np.random.default_rng(4)
+    begins, steps = np.datetime64("2020-01-01") + np.arange(3), np.array([1, 2], "timedelta64[D]")
+    x = r.normal(size=(4, 3, 2, ROWS, COLUMNS))
+    days = np.datetime64("2020-01-01") + np.arange(6)
+    y = r.normal(size=(6, ROWS, COLUMNS))
+    where = {"latitude": ("latitude", LATITUDE, {"units": "degrees_north"})}
+    where |= {"longitude": ("longitude", LONGITUDE, {"units": "degrees_east"})}
+    forecast = xr.Dataset(
+        {"t2m": (("number", start, "step", "latitude", "longitude"), x, {"units": "K"})},
+        {
+            **where,
+            "number": np.arange(4),
+            start: begins.astype("datetime64[ns]"),
+            "step": steps.astype("timedelta64[ns]"),
+        },
+    )
+    forecast["valid_time"] = ((start, "step"), (begins[:, None] + steps).astype("datetime64[ns]"))
+    truth = xr.Dataset(
+        {"t2m": (("time", "latitude", "longitude"), y, {"units": "K"})},
+        {**where, "time": days.astype("datetime64[ns]")},
+    )
+    edges = np.sin(np.deg2rad(np.linspace(-90, 90, ROWS + 1)))
+    w = np.broadcast_to(np.diff(edges)[:, None], (ROWS, COLUMNS))
+    second = x.mean(0)[:, 1] - y[2:5]  # two days after each start
+    return forecast, truth, float(np.sqrt((second**2 * w).sum() / (3 * w.sum())))
+
+
+@pytest.mark.parametrize("start", ["time", "init", "forecast_reference_time"])
+def test_starts_and_periods_as_cfgrib_lays_them_out(start: str, tmp_path: Path) -> None:
+    """There `time` is when a forecast starts; every start must meet its own truth."""
+    forecast, truth, rmse = layout(start)
+    if start == "init":
+        forecast["init"].attrs["standard_name"] = "forecast_reference_time"
+    forecast.to_netcdf(tmp_path / "forecast.nc")
+    truth.to_netcdf(tmp_path / "truth.nc")
+    leads = verify(open_fields(tmp_path / "forecast.nc"), open_fields(tmp_path / "truth.nc"))["variables"][
+        "t2m"
+    ]["leads"]
+    assert [lead["initial_times"] for lead in leads] == [3, 3]
+    assert leads[1]["scores"]["rmse"]["value"] == pytest.approx(rmse, rel=1e-6)
+
+
+def test_arguments_the_wrong_way_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forecast, truth, _ = layout("time")
+    forecast.to_netcdf(tmp_path / "forecast.nc")
+    truth.to_netcdf(tmp_path / "truth.nc")
+    assert main(["verify", str(tmp_path / "truth.nc"), str(tmp_path / "forecast.nc")]) == 2
+    errors = capsys.readouterr().err
+    assert "the forecast comes first, then the truth" in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_climatology_with_gaps_has_states_where_it_has_them() -> None:
+    forecast, truth, _ = layout("time")
+    days = np.datetime64("2015-01-01") + np.array([0, 1, 2, 3, 4, 365, 366, 367])
+    record = truth.isel(time=np.zeros(8, int)).assign_coords(time=days.astype("datetime64[ns]"))
+    for dataset in (forecast, truth, record):  # as a file gives them
+        dataset["latitude"].attrs["units"] = "degrees_north"
+    found = verify(
+        Fields(forecast),
+        Fields(truth),
+        VerifyOptions(against=("climatology",)),
+        Climatology(Fields(record), window=1),
+    )
+    assert found["variables"]["t2m"]["leads"][0]["references"]["climatology"]["scores"]["rmse"]["value"] > 0

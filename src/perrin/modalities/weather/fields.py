@@ -256,6 +256,15 @@ def _canonical(dataset: xr.Dataset, label: str) -> xr.Dataset:
             bounds[key] = f"{role}_bounds"
     dataset = dataset.rename({k: v for k, v in names.items() if k in dataset and k != v} | bounds)
     dataset = dataset.set_coords(list(bounds.values()))
+    if {"time", "forecast_period"} <= set(
+        dataset.dims
+    ):  # each start has all periods: `time` is when it starts
+        if "forecast_reference_time" in dataset.variables:
+            raise PerrinError(
+                f"expected forecasts by start and period, given time, period and start apart in {label}: make "
+                "forecast_reference_time a dimension and time its valid times"
+            )
+        dataset = dataset.rename(time="forecast_reference_time")
     for role in ("latitude", "longitude"):
         if role not in dataset.indexes:
             dataset = dataset.set_xindex(role)
@@ -368,6 +377,7 @@ def _leads(coordinate: xr.DataArray, label: str) -> list[Lead]:
     scale = _SECONDS.get(unit) or _SECONDS.get(unit.rstrip("s"))
     if scale is None:
         raise PerrinError(
-            f"expected forecast periods in hours, days or months, given units {unit!r} in {label}: set the units"
+            f"expected forecast periods in hours, days or months, given units {unit!r} in {label}: set the units of the "
+            "forecast period, such as 'hours'"
         )
     return [Lead(seconds=float(v) * scale) for v in values]

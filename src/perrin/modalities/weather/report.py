@@ -82,7 +82,7 @@ def _cell(score: dict[str, float | None] | None) -> str:
     if score is None or score["value"] is None:
         return ""
     value, error = score["value"], score["error"]
-    if not error:
+    if not error or abs(error) < 1e-9 * abs(value):  # nothing but rounding
         return f"{value:.4g}"
     digits = 1 - math.floor(math.log10(error))
     if digits > 0:

@@ -87,8 +87,11 @@ class Climatology(Source):
         if not self.times:
             first, last = fields.times[0].year, fields.times[-1].year
             raise PerrinError(
-                f"expected times from {years[0] if years else '?'} to {years[1] if years else '?'} for the climatology, "
-                f"given {fields.label} with {first} to {last}: choose other years or give --climatology FILE"
+                f"expected a record of {years[0]} to {years[1]} for the climatology, given {fields.label} with {first} to "
+                f"{last}: choose other --climatology-years or give --climatology FILE"
+                if years and years[0] <= years[1]
+                else f"expected years before the first forecast in {fields.label}, for the climatology that a reference or "
+                f"quantile needs, given {first} to {last}: give --climatology FILE"
             )
         steps = [(b - a).total_seconds() / 86400 for (_, a), (_, b) in zip(self.times, self.times[1:])]
         self.monthly = bool(steps) and float(np.median(steps)) > 27

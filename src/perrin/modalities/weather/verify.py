@@ -101,6 +101,14 @@ def verify(
     needs = [a for a in options.against if a != "persistence"] + [f"quantile {q}" for q in options.quantiles]
     if needs and climatology is None:
         raise PerrinError(f"expected a climatology for {needs[0]}, given none: add --climatology FILE")
+    extra = [
+        d for d in ("realization", "forecast_reference_time", "forecast_period") if d in truth.dataset.dims
+    ]
+    if extra:
+        raise PerrinError(
+            f"expected a truth by valid time alone, given {truth.label} with {', '.join(extra)}: the forecast comes "
+            "first, then the truth"
+        )
     _check_grids(forecast, truth)
     names = _match(forecast, truth)
     if climatology is not None:
@@ -228,7 +236,10 @@ def _finish(found: Sums) -> Sums:
 
 
 def _stack(kept: list[Sums]) -> Sums:
-    return {k: np.stack([np.asarray(s[k]) for s in kept]) for k in kept[0]}
+    """One row for each initial time; a climatology of incomplete years has more states for some, thus more ranks."""
+    longest = max(len(s["ranks"]) for s in kept)
+    ranks = np.stack([np.pad(s["ranks"], (0, longest - len(s["ranks"]))) for s in kept])
+    return {k: ranks if k == "ranks" else np.stack([np.asarray(s[k]) for s in kept]) for k in kept[0]}
 
 
 def _scores(s: Sums, members: int) -> dict[str, Array]:
