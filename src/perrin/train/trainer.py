@@ -118,10 +118,11 @@ class Trainer:
         begin = time.perf_counter()
         graphs = options.cuda_graphs and fabric.device.type == "cuda"
         many = fabric.world_size > 1
-        # a graph holds this rank's work only, so that the mean over ranks is taken after it
-        model = bare if graphs else fabric.setup_module(bare)
         average: list[Tensor] = list(ema.values())
         live: list[Tensor] = list(bare.parameters())
+        if many:
+            for p in [*live, *average]:
+                torch.distributed.broadcast(p.detach(), 0)
         generator = torch.Generator(device=fabric.device)
         gradients: Callable[[Hashable, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -129,7 +130,7 @@ class Trainer:
             with torch.autocast(
                 fabric.device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"
             ):
-                losses = self.task.loss(model, key, batch)
+                losses = self.task.loss(bare, key, batch)
             fabric.backward(losses["loss"])
             return {k: v.detach() for k, v in losses.items()}
 
@@ -151,7 +152,7 @@ class Trainer:
                     step, generator=generator, rank=fabric.global_rank, world=fabric.world_size
                 )
                 losses = gradients(key, batch)
-                if many and graphs:
+                if many:  # not by DistributedDataParallel: a graph holds one rank's work, and small models need no overlap
                     average_gradients(live)
                 norm = torch.nn.utils.clip_grad_norm_(live, options.clip)
                 for optimizer in optimizers:
@@ -203,12 +204,13 @@ class Trainer:
         return found
 
     def _agree(self, seconds: float, number: int | None) -> tuple[float, int]:
-        """The first rank's clock, and a signal that any rank has had (0: none)."""
+        """The latest clock of any rank, and a signal that any rank has had (0: none)."""
         if self.fabric.world_size == 1:
             return seconds, number or 0
         told = torch.tensor([seconds, number or 0], dtype=torch.float64, device=self.fabric.device)
-        heard = self.fabric.all_gather(told).view(-1, 2).tolist()
-        return heard[0][0], int(max(row[1] for row in heard))
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        elapsed, heard = told.tolist()
+        return elapsed, int(heard)
 
     def _resume(
         self,
