@@ -87,8 +87,8 @@ def with_hydrogens(molecule: Molecule) -> tuple[Molecule, int]:
     sane = sanitize(mol)
     if sane is None:
         raise PerrinError(
-            f"expected a molecule with right valences, given {molecule.name or 'one'} that RDKit rejects: mend it, or leave such molecules "
-            "out with perrin rank"
+            f"expected a molecule with right valences, given {molecule.name or 'one'} that RDKit rejects: "
+            "mend it, or leave such molecules out with perrin rank"
         )
     with rdBase.BlockLogs():
         full = Chem.AddHs(sane, addCoords=True)
