@@ -139,9 +139,8 @@ class Trainer:
         log = _Log(self.folder / "metrics.jsonl", start, options, active=fabric.global_rank == 0)
         with stop_on_signal() as stop:
             for step in range(start, options.steps if options.used(start, before) < 1 else start):
-                if (
-                    not many or step == start or step % _AGREE == 0
-                ):  # all ranks must see the same clock and signal
+                # all ranks must see the same clock and signal
+                if not many or step == start or step % _AGREE == 0:
                     elapsed = before + time.perf_counter() - begin
                     seconds, signal = self._agree(elapsed if options.minutes else 0.0, stop.number)
                 lr = options.rate(step, seconds)

@@ -50,7 +50,7 @@ from perrin.modalities.molecule.fields import (
 )
 from perrin.modalities.molecule.kept import Kept, addition_table
 from perrin.modalities.molecule.metrics.bonds import bonds as judge
-from perrin.modalities.molecule.model import _LEAST, _QUANTUM, MoleculeModel, SamplingOptions, Unit, _width
+from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions, Unit, filled, make_units
 from perrin.modalities.molecule.structure import Molecule
 
 EVALUATIONS = 100
@@ -133,18 +133,11 @@ class Editor:
 
     def units(self, numbers: Sequence[int], seed: int, *, batch: int) -> list[Unit]:
         """Draws of one width together, large ones first."""
-        groups: dict[int, list[tuple[int, int]]] = {}
         if not numbers:
             return []
-        for number, (a, h) in zip(numbers, self.additions(numbers, seed), strict=True):
-            atoms = len(self.kept.molecule) + a + h
-            groups.setdefault(_width(atoms), []).append((number, atoms))
-        out = []
-        for width in sorted(groups, reverse=True):
-            for k in range(0, len(groups[width]), batch):
-                members = groups[width][k : k + batch]
-                out.append(Unit(tuple(i for i, _ in members), tuple(n for _, n in members)))
-        return out
+        base = len(self.kept.molecule)
+        added = zip(numbers, self.additions(numbers, seed), strict=True)
+        return make_units([(number, base + a + h) for number, (a, h) in added], batch=batch)
 
     def plan(self, options: SamplingOptions, *, repair: bool = False) -> Plan:
         """The rows of a draw from noise, or of a repair."""
@@ -193,7 +186,7 @@ def draw(
 ) -> list[Molecule]:
     """Draws of one width, of any kept parts: the kept atoms come first, with the input's coordinates; nothing is checked."""
     count = len(jobs)
-    rows = [*range(count), *[count - 1] * max(-count % _QUANTUM, _LEAST - count)]
+    rows = filled(count)
     guide, mask = given(model, [jobs[i] for i in rows], unit.width)
     seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(model.device)
     process, noise = model.denoiser.process, CounterNoise(seeds)

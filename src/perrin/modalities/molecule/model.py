@@ -8,7 +8,7 @@ agree to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -120,6 +120,24 @@ class Unit:
         return _width(self.atoms[0])
 
 
+def make_units(samples: Iterable[tuple[int, int]], *, batch: int) -> list[Unit]:
+    """Pairs (number in the run, atoms) as units of at most `batch` samples of one width, large ones first."""
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for number, atoms in samples:
+        groups.setdefault(_width(atoms), []).append((number, atoms))
+    out = []
+    for width in sorted(groups, reverse=True):
+        for k in range(0, len(groups[width]), batch):
+            members = groups[width][k : k + batch]
+            out.append(Unit(tuple(i for i, _ in members), tuple(n for _, n in members)))
+    return out
+
+
+def filled(count: int) -> list[int]:
+    """Rows `0 … count − 1`, and the last one repeated up to an even number of at least four; see the module's text."""
+    return [*range(count), *[count - 1] * max(-count % _QUANTUM, _LEAST - count)]
+
+
 class MoleculeModel:
     """A denoiser, what it can express, and how it is sampled.
 
@@ -200,15 +218,9 @@ class MoleculeModel:
     def units(self, sizes: Tensor, *, batch: int, done: Sequence[int] = ()) -> list[Unit]:
         """Samples not yet done, in batches of one size, large ones first so that workers finish together."""
         skip = set(done)
-        out = []
-        groups: dict[int, list[int]] = {}
-        for i, atoms in enumerate(sizes.tolist()):
-            if i not in skip:
-                groups.setdefault(_width(atoms), []).append(i)
-        for width in sorted(groups, reverse=True):
-            chunks = [groups[width][k : k + batch] for k in range(0, len(groups[width]), batch)]
-            out += [Unit(tuple(chunk), tuple(sizes[chunk].tolist())) for chunk in chunks]
-        return out
+        return make_units(
+            [(i, atoms) for i, atoms in enumerate(sizes.tolist()) if i not in skip], batch=batch
+        )
 
     def run_unit(self, unit: Unit, seed: int, options: SamplingOptions) -> list[Molecule]:
         """Sample one unit. Sample i depends on (seed, i) and its number of atoms, on nothing else."""
@@ -219,7 +231,7 @@ class MoleculeModel:
     def run_state(self, unit: Unit, seed: int, options: SamplingOptions) -> tuple[State, Tensor]:
         """The same as tensors on the model's device: the state of the samples, and the mask of their atoms, `[b, n]`."""
         count = len(unit.indices)
-        rows = [*range(count), *[count - 1] * max(-count % _QUANTUM, _LEAST - count)]
+        rows = filled(count)
         seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
         mask = Padded.from_sizes(torch.tensor(unit.atoms)[rows], unit.width).mask.to(self.device)
         plan = options.plan(self.denoiser)

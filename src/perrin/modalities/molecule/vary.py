@@ -15,7 +15,7 @@ import torch
 from perrin.core import CounterNoise, Plan, sample, sample_seeds
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import decode, encode, layouts_for
-from perrin.modalities.molecule.model import _LEAST, _QUANTUM, MoleculeModel, SamplingOptions, Unit, _width
+from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions, Unit, filled, make_units
 from perrin.modalities.molecule.structure import Molecule
 
 
@@ -44,14 +44,7 @@ class Varier:
 
     def units(self, numbers: Sequence[int], seed: int, *, batch: int) -> list[Unit]:
         """Samples of one width together, large ones first."""
-        groups: dict[int, list[int]] = {}
-        for i in numbers:
-            groups.setdefault(_width(len(self.molecules[i // self.each])), []).append(i)
-        return [
-            Unit(tuple(part), tuple(len(self.molecules[i // self.each]) for i in part))
-            for width in sorted(groups, reverse=True)
-            for part in (groups[width][k : k + batch] for k in range(0, len(groups[width]), batch))
-        ]
+        return make_units([(i, len(self.molecules[i // self.each])) for i in numbers], batch=batch)
 
     def plan(self, options: SamplingOptions) -> Plan:
         """The rows from time `s` on, as dense there as those of the whole way."""
@@ -64,7 +57,7 @@ class Varier:
         if self.strength == 0:
             return [replace(m, properties={}) for m in seeds_of]
         model, count = self.model, len(unit.indices)
-        rows = [*range(count), *[count - 1] * max(-count % _QUANTUM, _LEAST - count)]
+        rows = filled(count)
         x_0, mask = encode([seeds_of[i] for i in rows], model.config.vocabulary, width=unit.width)
         x_0, mask = {k: v.to(model.device) for k, v in x_0.items()}, mask.to(model.device)
         layouts = layouts_for(mask)
