@@ -29,9 +29,11 @@ class LossConfig:
             (`EDMHead`), categories by plain cross entropy.
         time_mean, time_std: times are drawn so that `ln(σ/α)` of the positions is normal with these. The default covers the
             times between which types and bonds are decided (0.2 to 0.5) and those at which bond lengths are (below).
-        self_condition: fraction of steps in which a network with self-conditioning sees its own estimate.
-        strides: that estimate is made further up the path, as it will be in sampling: where a sampler of N even steps in the
-            distribution of times would have made it, N log-uniform between these two.
+        self_condition: fraction of steps in which a network with self-conditioning sees its own estimate. strides:
+        where that estimate is made. `None`: at the same state and time (Chen et al. 2022, arXiv:2208.04202), so that
+            the network sees the molecule twice. Two numbers: further up the path, where a sampler of N even steps in the
+            distribution of times would have made it, N log-uniform between them. A noisier copy of a state says nothing
+            that the state does not, and a network so trained learns to ignore it (docs/molecules/recipe.md).
         t_min: the smallest time trained on.
     """
 
@@ -42,7 +44,7 @@ class LossConfig:
     time_mean: float = -1.3
     time_std: float = 1.3
     self_condition: float = 0.5
-    strides: tuple[float, float] = (10.0, 100.0)
+    strides: tuple[float, float] | None = None
     t_min: float = 1e-3
 
 
@@ -106,7 +108,7 @@ class MoleculeTask:
         own = (step * _GOLDEN) % 1.0 < chance  # evenly spread, the same on every rank
         batch = {"t": t, "mask": mask}
         batch |= {f"x_0.{k}": v for k, v in x_0.items()} | {f"x_t.{k}": v for k, v in x_t.items()}
-        if own:
+        if own and c.strides:
             low, high = c.strides
             part = torch.rand(len(index), generator=generator, device=generator.device)
             batch["s"] = s = self._time(u + (high / low) ** part / high)
@@ -127,7 +129,8 @@ class MoleculeTask:
         previous: State | None = None
         if key[1]:
             with torch.no_grad():
-                previous = model(state_of(batch, "x_s", layouts), batch["s"], layouts=layouts)
+                above = (state_of(batch, "x_s", layouts), batch["s"]) if "s" in batch else (x_t, t)
+                previous = model(*above, layouts=layouts)
         estimate = model(x_t, t, layouts=layouts, previous=previous)
         return self.criterion(self.denoiser, x_0, estimate, t, layouts)
 
