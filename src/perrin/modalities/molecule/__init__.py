@@ -43,6 +43,19 @@ class MoleculeModality(Modality):
                 "drawn from the training data by default",
             )
             group.add_argument(
+                "--want",
+                action="append",
+                metavar="WISH",
+                help="a property that the molecules shall have, such as 'gap<0.2 Ha', 'mu=2..3 D' or 'alpha=75'; may be "
+                "given several times (bundles trained with --conditions)",
+            )
+            group.add_argument(
+                "--guidance-scale",
+                type=float,
+                metavar="X",
+                help="how much to exaggerate the wishes: 1 not at all, at half the cost (default: the bundle's)",
+            )
+            group.add_argument(
                 "--temperature",
                 type=float,
                 metavar="T",
@@ -105,6 +118,17 @@ class MoleculeModality(Modality):
         elif verb == "train":
             group.add_argument("--data", metavar="FILE", help="own molecules, SDF or SMILES, in place of QM9")
             group.add_argument("--limit", type=int, metavar="N", help="use only N molecules of the data")
+            group.add_argument(
+                "--conditions",
+                metavar="NAMES",
+                help="properties that can be wished for later, with commas: alpha,gap,homo,lumo,mu,cv of QM9, or data items "
+                "of --data",
+            )
+            group.add_argument(
+                "--parts",
+                action="store_true",
+                help="train with parts of molecules given, for perrin edit and perrin conformers",
+            )
             group.add_argument(
                 "--backbone",
                 choices=BACKBONES,
