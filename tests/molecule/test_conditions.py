@@ -1,4 +1,4 @@
-"""Wishes and given parts: what is drawn in training follows the stated law, and what is told to the network is told exactly."""
+"""Wishes and given parts: what is drawn in training follows the stated law, and what the network is told is told exactly."""
 
 from __future__ import annotations
 
@@ -273,13 +273,14 @@ def test_each_kind_of_part_is_what_it_says(batch: tuple[State, Tensor]) -> None:
     nothing_ = some_parts(state, mask, **only("none"))
     assert not any(bool(v.any()) for v in nothing_.values())
     graph = some_parts(state, mask, **only("graph"), pinned=0.0)
-    assert (
-        torch.equal(graph["typed"], mask) and torch.equal(graph["bonded"], mask) and not graph["placed"].any()
-    )
+    assert torch.equal(graph["typed"], mask)
+    assert torch.equal(graph["bonded"], mask)
+    assert not graph["placed"].any()
     heavy = some_parts(state, mask, **only("heavy"), hydrogens=0.0)
     assert all(torch.equal(v, mask & ~hydrogen) for v in heavy.values())
     elements = some_parts(state, mask, **dict.fromkeys(only("none"), 0.0))
-    assert torch.equal(elements["typed"], mask) and not elements["bonded"].any()
+    assert torch.equal(elements["typed"], mask)
+    assert not elements["bonded"].any()
     for name in ("fragment", "complement", "scaffold"):
         seen = torch.zeros_like(mask)
         for seed in range(30):
@@ -293,7 +294,8 @@ def test_each_kind_of_part_is_what_it_says(batch: tuple[State, Tensor]) -> None:
             bonds = (state[BONDS] > 0) & flags["bonded"].unsqueeze(1)
             assert bool((bonds.any(2) | ~own).all())
             seen |= flags["bonded"]
-        assert bool(seen.any(1).all()) and not bool(torch.equal(seen, torch.zeros_like(seen)))
+        assert bool(seen.any(1).all())
+        assert not bool(torch.equal(seen, torch.zeros_like(seen)))
 
 
 def test_the_noise_of_what_is_given_is_not_seen(batch: tuple[State, Tensor]) -> None:
@@ -414,7 +416,8 @@ def test_the_task_trains_both_and_its_batches_do_not_depend_on_the_ranks() -> No
             for r in (0, 1)
         ]
         for k in whole:
-            assert torch.equal(whole[k][0::2], halves[0][k]) and torch.equal(whole[k][1::2], halves[1][k])
+            assert torch.equal(whole[k][0::2], halves[0][k])
+            assert torch.equal(whole[k][1::2], halves[1][k])
         losses = task.loss(denoiser, key, whole)
         losses["loss"].backward()
     assert {"intervals", *FLAGS} <= set(whole)
@@ -484,11 +487,16 @@ def test_what_the_data_do_not_have_is_said() -> None:
     ranges = measure(("gap", "mu"), {"gap": "hartree", "mu": "D"}, values)
     table = Table(sizes=torch.full((500,), 5), z=standardise(values, ranges))
     _, warnings = counsel(parse_wishes(["mu=50 D"], ranges), ranges, table)
-    assert len(warnings) == 1 and "training data, which have" in warnings[0] and "to 3.99" in warnings[0]
+    assert len(warnings) == 1
+    assert "training data, which have" in warnings[0]
+    assert "to 3.99" in warnings[0]
     lines, warnings = counsel(parse_wishes(["mu>2 D"], ranges), ranges, table)
-    assert not warnings and "5" in lines[0]
+    assert not warnings
+    assert "5" in lines[0]
     _, warnings = counsel(parse_wishes(["mu>3", "gap>0.4"], ranges), ranges, table)
-    assert len(warnings) == 1 and "together" in warnings[0] and "gap is 0.1" in warnings[0]
+    assert len(warnings) == 1
+    assert "together" in warnings[0]
+    assert "gap is 0.1" in warnings[0]
 
 
 def test_sizes_are_those_of_molecules_that_meet_the_wish() -> None:
@@ -565,7 +573,8 @@ def test_mistakes_end_with_2_and_no_file(
     out = tmp_path / "a.sdf"
     assert main(["sample", str(tiny), "-n", "2", "-o", str(out), *options]) == 2
     said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    assert message in said
+    assert said.count("\n") == 1
     assert not out.exists()
 
 
@@ -607,8 +616,10 @@ def test_training_from_a_bundle_adds_conditions(tmp_path: Path, capsys: pytest.C
     more = ["--steps", "2", "--batch", "4", "--parts", "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main([*command, *more, "--conditions", "colour"]) == 0
     model: MoleculeModel = perrin.load(tmp_path / "run")
-    assert [r.name for r in model.config.ranges] == ["colour"] and model.config.network.parts
-    assert model.table is not None and len(model.table.sizes) == len(SMILES)
+    assert [r.name for r in model.config.ranges] == ["colour"]
+    assert model.config.network.parts
+    assert model.table is not None
+    assert len(model.table.sizes) == len(SMILES)
     assert len(model.sample(2, want=("colour>3",), steps=2)) == 2
     capsys.readouterr()
     assert main([*command, *more, "--conditions", "taste", "--out", str(tmp_path / "no")]) == 2

@@ -58,7 +58,7 @@ class RadialBasis(nn.Module):
 
 
 class IntervalEmbedding(nn.Module):
-    """Intervals `[lo, hi]` of several quantities as one vector; zero at first, so that a network it is added to stays itself.
+    """Intervals `[lo, hi]` of several quantities as one vector; zero at first, so that what it is added to stays itself.
 
     An end is described by whether it is closed, by `z / limit`, and by sines and cosines of `z` at wavelengths from
     `2 limit` down, each half the one before; an open end (±inf) by zeros. So the whole line, which asks for nothing, is
@@ -97,10 +97,10 @@ class IntervalEmbedding(nn.Module):
     def forward(self, intervals: Tensor) -> Tensor:
         """`[B, count, 2]` to `[B, width]`; in full precision, because the last octave needs it."""
         with torch.autocast(device_type=intervals.device.type, enabled=False):
-            dtype = self.mlp[0].weight.dtype
+            dtype = self.frequency.dtype
             closed = torch.isfinite(intervals)
             z = torch.where(closed, intervals, 0.0).to(dtype).clamp(-self.limit, self.limit)
-            angle = z.unsqueeze(-1) * self.frequency.to(dtype)
+            angle = z.unsqueeze(-1) * self.frequency
             ends = torch.cat((z.unsqueeze(-1) / self.limit, angle.sin(), angle.cos()), dim=-1)
             flag = closed.to(dtype).unsqueeze(-1)
             ends = torch.cat((flag, ends * flag), dim=-1).flatten(2)  # [B, count, 2 · …]

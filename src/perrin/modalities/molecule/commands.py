@@ -174,8 +174,8 @@ def train(a: Namespace) -> None:
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.model import SamplingOptions, check_count
     from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
-    from perrin.modalities.molecule.sources import from_files, from_qm9
     from perrin.modalities.molecule.properties import TABLE
+    from perrin.modalities.molecule.sources import from_files, from_qm9
     from perrin.modalities.molecule.task import MoleculeTask
     from perrin.modalities.molecule.widen import widen
     from perrin.run.record import record, write_record

@@ -127,8 +127,8 @@ class MoleculeConfig:
 class MoleculeNetwork(nn.Module):
     """`(fields, t) → outputs per field`; equivariant under rotations, reflections and permutations.
 
-    What it is told beside the state is `condition`, a mapping: `intervals` `[B, P, 2]` of a network with `conditions`; `known`
-    (a clean state) and the flags of `parts`, of a network with parts. What is left out is not wished for, or not known.
+    What it is told beside the state is `condition`, a mapping: `intervals` `[B, P, 2]` of a network with `conditions`;
+    `known` (a clean state) and the flags of `parts`, of a network with parts. What is left out is not wished for, not known.
 
     With `pseudoscalars`, under reflections only if `condition["handedness"]` turns its sign with them: `[B]` or `[B, N]`,
     1 where it is not given and 0 to be blind to it.

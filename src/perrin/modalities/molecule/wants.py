@@ -67,7 +67,8 @@ def parse_wish(text: str, ranges: Sequence[Range]) -> Wish:
         near = difflib.get_close_matches(match["name"].lower(), list(known), 1)
         hint = f"did you mean {known[near[0]].name}?" if near else "choose one of them"
         raise PerrinError(
-            f"expected a property that the model knows ({', '.join(r.name for r in ranges)}), given {match['name']!r}: {hint}"
+            f"expected a property that the model knows ({', '.join(r.name for r in ranges)}), "
+            f"given {match['name']!r}: {hint}"
         )
 
     def number(key: str) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -63,7 +64,11 @@ def _check(new: NetworkConfig, was: NetworkConfig, source: str) -> None:
             f"{', '.join(new.conditions) or 'none'}: add to them, and leave none out"
         )
     lost = [k for k in ("parts", "self_condition") if getattr(was, k) and not getattr(new, k)]
-    inputs = {"parts": was.parts, "self_condition": was.self_condition, "conditions": was.conditions}
+    inputs: dict[str, Any] = {
+        "parts": was.parts,
+        "self_condition": was.self_condition,
+        "conditions": was.conditions,
+    }
     if lost or replace(new, **inputs) != was:
         raise PerrinError(
             f"expected a network with the sizes and inputs of {source}, given another one"
