@@ -133,8 +133,8 @@ def test_the_guided_estimate_turns_with_the_input(model: MoleculeModel, furan: M
     turned = replace(furan, positions=furan.positions @ q.numpy().T)
     kept = [quick(model, m, "c1ccoc1").kept for m in (furan, turned)]
     jobs = [[Job(k, 2, 7)] * 4 for k in kept]
-    guides = [given(model, j, 14) for j in jobs]
-    layouts = layouts_for(guides[0][1])
+    guides = [given(model, j, 14, model.sampling) for j in jobs]
+    layouts = layouts_for(guides[0][2])
     x = model.denoiser.process.prior_state(CounterNoise(sample_seeds(0, range(4))), layouts)
     t = torch.full((4,), 0.6)
     with torch.no_grad():

@@ -35,13 +35,7 @@ class MoleculeModality(Modality):
     def add_arguments(self, verb: str, parser: ArgumentParser) -> None:
         """The molecule options."""
         group = parser.add_argument_group("molecule")
-        if verb == "sample":
-            group.add_argument(
-                "--atoms",
-                metavar="N[-M]",
-                help="atoms per molecule, hydrogens included, or a range; "
-                "drawn from the training data by default",
-            )
+        if verb in ("sample", "edit"):
             group.add_argument(
                 "--want",
                 action="append",
@@ -54,6 +48,13 @@ class MoleculeModality(Modality):
                 type=float,
                 metavar="X",
                 help="how much to exaggerate the wishes: 1 not at all, at half the cost (default: the bundle's)",
+            )
+        if verb == "sample":
+            group.add_argument(
+                "--atoms",
+                metavar="N[-M]",
+                help="atoms per molecule, hydrogens included, or a range; "
+                "drawn from the training data by default",
             )
             group.add_argument(
                 "--temperature",
@@ -114,6 +115,18 @@ class MoleculeModality(Modality):
                 default=0.4,
                 metavar="X",
                 help="how far to go back into the noise, 0 (the same molecule) to 1 (a new one); default 0.4",
+            )
+        elif verb == "conformers":
+            group.add_argument(
+                "--tries",
+                type=int,
+                default=20,
+                metavar="N",
+                help="draws for one conformer at most: what has another stereochemistry or a broken geometry is drawn again "
+                "(default 20)",
+            )
+            group.add_argument(
+                "--xtb", action="store_true", help="GFN2-xTB energies; conformers are sorted by them"
             )
         elif verb == "train":
             group.add_argument("--data", metavar="FILE", help="own molecules, SDF or SMILES, in place of QM9")
@@ -235,6 +248,12 @@ class MoleculeModality(Modality):
         from perrin.modalities.molecule import edit_commands
 
         edit_commands.vary(arguments)
+
+    def conformers(self, arguments: Namespace) -> None:
+        """Draw positions for given molecules."""
+        from perrin.modalities.molecule import conformer_command
+
+        conformer_command.conformers(arguments)
 
     def train(self, arguments: Namespace) -> None:
         """Train on QM9 or on the user's molecules."""

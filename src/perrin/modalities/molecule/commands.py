@@ -18,6 +18,7 @@ from perrin.modalities.molecule.structure import Molecule
 
 if TYPE_CHECKING:
     from perrin.modalities.molecule.metrics import Measures
+    from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions
 
 _STATE: dict[str, Any] = {}
 """The model of this process, and how to run it: set once per worker by `_setup`."""
@@ -29,7 +30,6 @@ def sample(a: Namespace) -> None:
     from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.files import check_suffix, write_molecules
     from perrin.modalities.molecule.model import check_count, wanted
-    from perrin.modalities.molecule.wants import counsel
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
@@ -57,22 +57,13 @@ def sample(a: Namespace) -> None:
         want=wanted(model.wishes(a.want or ())) or None,
         guidance_scale=a.guidance_scale,
     )
-    if a.guidance_scale is not None and not options.want:
-        raise PerrinError(
-            "expected --want with --guidance-scale, given none: add a wish, such as --want 'mu=2..3 D'"
-        )
     plan = options.plan(model.denoiser)
+    sizes = model.sizes(a.seed, a.n, atoms, options.want)
+    tell_wishes(a, model, options)
     if a.dry_run:
         print(plan_table(plan))
         return
 
-    sizes = model.sizes(a.seed, a.n, atoms, options.want)
-    if a.want:
-        lines, warnings = counsel(model.wishes(a.want), model.config.ranges, model.table)
-        for line in lines:
-            print(f"wanted: {line}")
-        for line in warnings:
-            print(f"perrin: warning: {line}", file=sys.stderr)
     key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
     key |= {} if a.precision == "32-true" else {"precision": a.precision}
     store = PartialStore(output, key)
@@ -139,6 +130,27 @@ def sample(a: Namespace) -> None:
     if a.view:
         _page(a.view, whole, f"{a.target}, {a.n} molecules", metrics, content)
         print(f"3D views in {a.view}")
+
+
+def tell_wishes(a: Namespace, model: MoleculeModel, options: SamplingOptions) -> None:
+    """Print what the training data have to say about `--want`, before anything is sampled.
+
+    Raises:
+        PerrinError: there is a `--guidance-scale` and no wish.
+    """
+    from perrin.modalities.molecule.wants import counsel
+
+    if a.guidance_scale is not None and not options.want:
+        raise PerrinError(
+            "expected --want with --guidance-scale, given none: add a wish, such as --want 'mu=2..3 D'"
+        )
+    if not a.want:
+        return
+    lines, warnings = counsel(model.wishes(a.want), model.config.ranges, model.table)
+    for line in lines:
+        print(f"wanted: {line}")
+    for line in warnings:
+        print(f"perrin: warning: {line}", file=sys.stderr)
 
 
 def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:
