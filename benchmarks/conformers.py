@@ -95,9 +95,11 @@ def etkdg(queries: Sequence[Query], each: int, seed: int, *, relax: bool) -> Ens
     for query in queries:
         mol = Chem.Mol(query.template)
         options: Any = rdDistGeom.ETKDGv3()
-        options.randomSeed = seed
+        options.randomSeed = seed + 1  # of conformer k it takes (k + 1) times this: with 0 all are the same
         with rdBase.BlockLogs():
-            rdDistGeom.EmbedMultipleConfs(mol, each, options)
+            if not rdDistGeom.EmbedMultipleConfs(mol, each, options):
+                options.useRandomCoords = True
+                rdDistGeom.EmbedMultipleConfs(mol, each, options)
             if relax and mol.GetNumConformers():
                 if rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
                     rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=1000)

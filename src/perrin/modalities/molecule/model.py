@@ -313,8 +313,14 @@ class MoleculeModel:
         names = [f"{self.name}-{seed}-{i}" for i in unit.indices]
         return [m.heavy_first() for m in decode(state, mask, self.config.vocabulary, names)]
 
-    def run_state(self, unit: Unit, seed: int, options: SamplingOptions) -> tuple[State, Tensor]:
-        """The same as tensors on the model's device: the state of the samples, and the mask of their atoms, `[b, n]`."""
+    def run_state(
+        self, unit: Unit, seed: int, options: SamplingOptions, wishes: Tensor | None = None
+    ) -> tuple[State, Tensor]:
+        """The same as tensors on the model's device: the state of the samples, and the mask of their atoms, `[b, n]`.
+
+        Arguments:
+            wishes: an own wish for each sample, in standard units, `[b, P, 2]`, in place of `options.want`.
+        """
         count = len(unit.indices)
         rows = filled(count)
         seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
@@ -322,13 +328,16 @@ class MoleculeModel:
         plan = options.plan(self.denoiser)
         half = self.precision == "bf16-mixed"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            told = options.want or wishes is not None
             state: State = sample(
-                self.guided(options.guidance_scale if options.want else 1.0),
+                self.guided(options.guidance_scale if told else 1.0),
                 tempered(self.denoiser.process, options.temperature),
                 plan,
                 layouts_for(mask),
                 CounterNoise(seeds),
-                condition=self.condition(options.want, len(rows)),
+                condition=self.condition(options.want, len(rows))
+                if wishes is None
+                else {"intervals": wishes[rows].to(self.device)},
                 self_condition=options.self_condition and self.config.network.self_condition,
                 mode=self.mode,
             )

@@ -104,9 +104,12 @@ class Predictor(nn.Module):
         self.spread = nn.Linear(c.width, len(names)) if c.noisy else None
         self.register_buffer("sums", torch.tensor([n in SUMS for n in names]), persistent=False)
         self.register_buffer("dipole", torch.tensor([n == "mu" for n in names]), persistent=False)
+        zero = [-r.mean / r.std if r.name == "mu" else 0.0 for r in c.ranges]  # no dipole, in standard units
+        self.register_buffer("zero", torch.tensor(zero, dtype=torch.float32), persistent=False)
 
     sums: Tensor
     dipole: Tensor
+    zero: Tensor
 
     def forward(self, x: State, t: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions and the log of their scales, each `[B, P]`, in standard units.
@@ -135,14 +138,9 @@ class Predictor(nn.Module):
             moment = rows.sum(charge * positions + self.vector(v).squeeze(-1).transpose(1, 2))
             norm = (moment.square().sum(-1, keepdim=True) + 1e-6).sqrt()
             own = self.whole(mean)
-            y = torch.where(self.dipole, norm + self._zero(dtype), torch.where(self.sums, summed, own))
+            y = torch.where(self.dipole, norm + self.zero.to(dtype), torch.where(self.sums, summed, own))
             scale = torch.zeros_like(y) if self.spread is None else self.spread(mean)
         return y, scale.clamp(-6.0, 3.0)
-
-    def _zero(self, dtype: torch.dtype) -> Tensor:
-        """No dipole, in standard units, `[P]`."""
-        low = [-r.mean / r.std if r.name == "mu" else 0.0 for r in self.config.ranges]
-        return torch.tensor(low, dtype=dtype, device=self.sums.device)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> Predictor:
