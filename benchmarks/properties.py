@@ -7,7 +7,8 @@
     python benchmarks/properties.py pack --out qm9.xz        the data in one small file, for machines without qm9pack (--data)
 
 EDM's split, which later work keeps: `numpy.random.seed(0)`, a permutation of the 130,831 molecules, the first 100,000
-for training; of these, by `numpy.random.seed(42)` and another permutation, half A for the evaluator and half B for the generator.
+for training; of these, by `numpy.random.seed(42)` and another permutation, half A for the evaluator and half B for the
+generator.
 
 - *MAE*: for each property, pairs (number of atoms, value) of random molecules of half B are asked for as points; of what is
   generated, the evaluator's prediction against the wish. EDM's evaluators are EGNNs, one for each property; ours is one

@@ -24,10 +24,11 @@ from perrin.core import DenoisingLoss, GeneratorNoise, NetworkDenoiser, State
 from perrin.core.guides import Given
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.chem import add_geometry
+from perrin.modalities.molecule.conditions import with_inputs
 from perrin.modalities.molecule.dataset import buckets_from_molecules
 from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, encode, layouts_for
 from perrin.modalities.molecule.files import read_molecules, write_sdf
-from perrin.modalities.molecule.model import MoleculeModel
+from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions
 from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
 from perrin.modalities.molecule.parts import (
     FLAGS,
@@ -51,6 +52,7 @@ from perrin.modalities.molecule.task import MoleculeTask
 from perrin.modalities.molecule.units import convert
 from perrin.modalities.molecule.wants import counsel, intervals, parse_wish, parse_wishes
 from perrin.modalities.molecule.widen import widen
+from perrin.train import Trainer, TrainOptions
 
 INF = math.inf
 RANGES = (
@@ -625,3 +627,29 @@ def test_training_from_a_bundle_adds_conditions(tmp_path: Path, capsys: pytest.C
     assert main([*command, *more, "--conditions", "taste", "--out", str(tmp_path / "no")]) == 2
     assert "data item taste" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_a_small_network_learns_what_is_wished_for(tmp_path: Path) -> None:
+    """Ammonia and hydrogen peroxide have four atoms each, so nothing but the wish tells them apart."""
+    molecules = [
+        replace(add_geometry(s, seed=k), properties={"nitrogen": v})
+        for k in range(8)
+        for s, v in (("OO", 0.0), ("N", 1.0))
+    ]
+    buckets = buckets_from_molecules(molecules, VOCABULARY, ("nitrogen",))
+    vocabulary = replace(VOCABULARY, type_counts=(5.0, 0.1, 1.0, 2.0), size_counts=((4, 1),))
+    start = MoleculeConfig(vocabulary=vocabulary, network=replace(SMALL, self_condition=False, depth=2))
+    config, table = with_inputs(start, buckets, ("nitrogen",), parts=True, data=True)
+    torch.manual_seed(0)
+    denoiser = build_denoiser(config)
+    task = MoleculeTask(denoiser, config, buckets, batch=32, seed=0)
+    options = TrainOptions(steps=300, batch=32, lr=4e-3, warmup=20, cooldown=0.5, ema=0.98, log_every=100)
+    Trainer(task, options, tmp_path, accelerator="cpu").run()
+    model = MoleculeModel(denoiser.eval(), config, SamplingOptions(steps=30), table=table)
+    share = {
+        wish: sum(7 in m.numbers for m in model.sample(40, want=(wish,))) / 40
+        for wish in ("nitrogen>0.5", "nitrogen<0.5", "nitrogen=1", "nitrogen=0")
+    }
+    assert min(share["nitrogen>0.5"], share["nitrogen=1"]) > 0.7
+    assert max(share["nitrogen<0.5"], share["nitrogen=0"]) < 0.3

@@ -8,8 +8,8 @@ image alike. What is specified in the input is compared with the geometry: chira
 dihedral of double bonds. If all centres are inverted, the conformer is mirrored, which is as likely and loses nothing; if
 some are, or a double bond is, another molecule was drawn, and it is rejected. What is not specified is left free.
 
-*Broken geometry* is rejected too: a bond that is longer than 1.3 or shorter than 0.7 times the sum of the covalent radii, or
-atoms that are not bonded and closer than that sum.
+*Broken geometry* is rejected too: a bond that is longer than 1.3 (double and triple ones: 1.15) or shorter than 0.7 times the
+sum of the covalent radii, or atoms that are not bonded and closer than that sum.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions, Uni
 from perrin.modalities.molecule.parts import everything
 from perrin.modalities.molecule.structure import Molecule
 
-LONG, SHORT = 1.3, 0.7
+LONG, LONG_MULTIPLE, SHORT = 1.3, 1.15, 0.7
 """Bond lengths, over sums of covalent radii."""
 
 
@@ -254,9 +254,8 @@ def is_broken(molecule: Molecule) -> bool:
     radii = covalent_radii[molecule.numbers]
     d = np.linalg.norm(molecule.positions[:, None] - molecule.positions, axis=-1)
     ratio = d / (radii[:, None] + radii)
-    bonded = np.zeros((n, n), dtype=bool)
-    i, j = molecule.bonds[:, 0], molecule.bonds[:, 1]
-    bonded[i, j] = bonded[j, i] = True
-    apart = ~bonded & ~np.eye(n, dtype=bool)
-    lengths = ratio[bonded]
-    return bool((lengths > LONG).any() or (lengths < SHORT).any() or (ratio[apart] < 1.0).any())
+    apart = ~np.eye(n, dtype=bool)
+    i, j, order = molecule.bonds.T
+    apart[i, j] = apart[j, i] = False
+    lengths, limits = ratio[i, j], np.where(order > 1, LONG_MULTIPLE, LONG)
+    return bool((lengths > limits).any() or (lengths < SHORT).any() or (ratio[apart] < 1.0).any())
