@@ -4,7 +4,7 @@
     python benchmarks/properties.py train-generator --out runs/generator --minutes 10 [--from molecule/qm9]
     python benchmarks/properties.py score --generator runs/generator --evaluator runs/evaluator --json out.json
     python benchmarks/properties.py xtb --samples out.json.samples.safetensors -n 500
-    python benchmarks/properties.py pack --out qm9.xz        the data in one small file, for machines without qm9pack (--data)
+    python benchmarks/properties.py pack --out qm9.xz      all of it in one small file, for machines without qm9pack
 
 EDM's split, which later work keeps: `numpy.random.seed(0)`, a permutation of the 130,831 molecules, the first 100,000
 for training; of these, by `numpy.random.seed(42)` and another permutation, half A for the evaluator and half B for the

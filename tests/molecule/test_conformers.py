@@ -206,7 +206,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("a.smi", "CCO\nC.C\n", "in 2 pieces: split it (line 2 of"),
         ("a.smi", "CCBr\n", "atomic numbers"),
         ("a.smi", "CCCCCCCCCCCCCC\n", "at most 29 atoms"),
-        ("a.smi", "", "none"),
+        ("a.smi", "", "empty file"),
         ("a.xyz", "1\n\nC 0 0 0\n", "which says the bonds"),
     ],
 )
@@ -223,7 +223,7 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out.sdf.partial").exists()
 
 
-def test_an_output_of_another_kind_and_too_few_tries(
+def test_another_output_and_too_few_tries(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: Path
 ) -> None:
     write_sdf(tmp_path / "a.sdf", [add_geometry("CCO")])

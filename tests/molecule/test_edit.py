@@ -222,6 +222,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furan: Molecule) -> Pa
     write_sdf("two.sdf", [furan, furan])
     write_sdf("thiophene.sdf", [add_geometry("Cc1ccsc1")])
     write_sdf("neopentane.sdf", [add_geometry("CC(C)(C)C")])
+    write_sdf("large.sdf", [add_geometry("C" * 14)])
     return tmp_path
 
 
@@ -236,6 +237,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furan: Molecule) -> Pa
         ("edit in.sdf --keep 2-6 --add 0-2", "expected --add"),
         ("edit in.sdf --keep 2-6 --add 40", "keep fewer, or change --add"),
         ("edit in.sdf --keep [S]", "does not"),
+        (
+            "edit in.sdf --keep c1ccoc",
+            "expected a SMARTS or atom numbers (1-6,9) for --keep, given 'c1ccoc': correct it",
+        ),
+        ("edit large.sdf --keep 1-13 --anchors 13", "given 39 kept atoms: keep fewer, or change --add"),
         ("edit in.sdf --keep 2-6 --tries 0", "expected --tries of at least 1"),
         ("vary in.sdf --strength 2", "from 0 to 1"),
         ("edit neopentane.sdf --keep 2 --anchors 1", "given 1"),

@@ -8,8 +8,8 @@ image alike. What is specified in the input is compared with the geometry: chira
 dihedral of double bonds. If all centres are inverted, the conformer is mirrored, which is as likely and loses nothing; if
 some are, or a double bond is, another molecule was drawn, and it is rejected. What is not specified is left free.
 
-*Broken geometry* is rejected too: a bond that is longer than 1.3 (double and triple ones: 1.15) or shorter than 0.7 times the
-sum of the covalent radii, or atoms that are not bonded and closer than that sum.
+*Broken geometry* is rejected too: a bond that is longer than 1.3 (a multiple one: 1.15) or shorter than 0.7 times the sum of
+the covalent radii, or atoms that are not bonded and closer than that sum.
 """
 
 from __future__ import annotations
