@@ -82,20 +82,15 @@ class IntervalEmbedding(nn.Module):
         wavelength = 2 * limit * 0.5 ** torch.arange(octaves, dtype=torch.float64)
         self.register_buffer("frequency", (2 * math.pi / wavelength).float(), persistent=False)
         self.features = 2 + 2 * (2 + 2 * octaves)  # of each quantity
-        self.mlp = nn.Sequential(
-            nn.Linear(count * self.features, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, width),
-        )
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.first = nn.Linear(count * self.features, hidden)
+        self.time = nn.Linear(width, hidden, bias=False)
+        self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+        self.last = nn.Linear(hidden, width)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
-    def forward(self, intervals: Tensor) -> Tensor:
-        """`[B, count, 2]` to `[B, width]`; in full precision, because the last octave needs it."""
+    def forward(self, intervals: Tensor, time: Tensor) -> Tensor:
+        """`[B, count, 2]` and the embedded time `[B, width]` to `[B, width]`, in full precision: the last octave needs it."""
         with torch.autocast(device_type=intervals.device.type, enabled=False):
             dtype = self.frequency.dtype
             closed = torch.isfinite(intervals)
@@ -107,5 +102,6 @@ class IntervalEmbedding(nn.Module):
             asked = closed.any(-1)
             point = asked & (intervals[..., 0] == intervals[..., 1])
             x = torch.cat((asked.to(dtype).unsqueeze(-1), point.to(dtype).unsqueeze(-1), ends), dim=-1)
-            out: Tensor = self.mlp(x.flatten(1)) * asked.any(-1, keepdim=True).to(dtype)
+            h = self.first(x.flatten(1)) + self.time(time.to(dtype))
+            out: Tensor = self.last(self.mlp(h)) * asked.any(-1, keepdim=True).to(dtype)
         return out

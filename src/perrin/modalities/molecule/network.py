@@ -229,7 +229,7 @@ class MoleculeNetwork(nn.Module):
             pair += [graph.select(both).to(dtype)]
         time = self.time(t.to(dtype))
         if self.condition_in is not None and "intervals" in told:
-            time = time + self.condition_in(told["intervals"]).to(time.dtype)
+            time = time + self.condition_in(told["intervals"], time).to(time.dtype)
         h = self.node_in(torch.cat(node, dim=-1)) + self.time_in(time).unsqueeze(1)
         v = self.vector_in(torch.stack(seen, dim=-1)).transpose(1, 2)  # [B, 3, N, c]
         e = self.pair_in(torch.cat(pair, dim=-1))

@@ -19,7 +19,7 @@ from perrin.modalities.molecule.fields import BOND_ORDERS
 from perrin.modalities.molecule.model import load_weights
 from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig
 
-_GROWS = ("network.node_in.weight", "network.pair_in.0.weight", "network.condition_in.mlp.0.weight")
+_GROWS = ("network.node_in.weight", "network.pair_in.0.weight", "network.condition_in.first.weight")
 """Matrices whose last columns are for flags and properties."""
 
 
