@@ -90,7 +90,7 @@ class IntervalEmbedding(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, intervals: Tensor, time: Tensor) -> Tensor:
-        """`[B, count, 2]` and the embedded time `[B, width]` to `[B, width]`, in full precision: the last octave needs it."""
+        """`[B, count, 2]` and the embedded time `[B, width]` to `[B, width]`; in full precision, for the last octave"""
         with torch.autocast(device_type=intervals.device.type, enabled=False):
             dtype = self.frequency.dtype
             closed = torch.isfinite(intervals)
