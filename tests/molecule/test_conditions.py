@@ -26,8 +26,10 @@ from perrin.errors import PerrinError
 from perrin.modalities.molecule.chem import add_geometry
 from perrin.modalities.molecule.conditions import with_inputs
 from perrin.modalities.molecule.dataset import buckets_from_molecules
+from perrin.modalities.molecule.edit import Editor
 from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, encode, layouts_for
 from perrin.modalities.molecule.files import read_molecules, write_sdf
+from perrin.modalities.molecule.kept import keep
 from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions
 from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
 from perrin.modalities.molecule.parts import (
@@ -627,6 +629,20 @@ def test_training_from_a_bundle_adds_conditions(tmp_path: Path, capsys: pytest.C
     assert main([*command, *more, "--conditions", "taste", "--out", str(tmp_path / "no")]) == 2
     assert "data item taste" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_an_edit_takes_wishes_and_keeps_what_is_kept(tiny: Path) -> None:
+    model: MoleculeModel = perrin.load(tiny)
+    lead = add_geometry("CCO")
+    kept = keep(lead, [1, 2], [1])
+    editor = Editor(model, kept, added=(1, 1))
+    units = editor.units(range(4), 0, batch=8)
+    plain = [m for u in units for m in editor.run_unit(u, 0, model.options())]
+    options = model.options(want=(("mu", 3.0, None),), guidance_scale=2.0)
+    wished = [m for u in units for m in editor.run_unit(u, 0, options)]
+    assert all(kept.preserved_in(m) for m in [*plain, *wished])
+    assert [len(m) for m in plain] == [len(m) for m in wished]
+    assert any(abs(a.positions - b.positions).max() > 1e-3 for a, b in zip(plain, wished, strict=True))
 
 
 @pytest.mark.slow
