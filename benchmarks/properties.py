@@ -228,7 +228,10 @@ def train_evaluator(a: argparse.Namespace) -> dict[str, Any]:
     options = options_of(a, cuda)
     loss = PredictorLoss(jitter=a.jitter)
     task = PredictorTask(model, config, half.buckets(vocabulary), batch=options.batch, seed=a.seed, loss=loss)
-    last = Trainer(task, options, a.out, accelerator="cuda" if cuda else "cpu", devices=a.devices).run()
+    trainer = Trainer(task, options, a.out, accelerator="cuda" if cuda else "cpu", devices=a.devices)
+    last = trainer.run()
+    if trainer.fabric.global_rank:
+        return {}
     model.eval()
     result = {
         name: as_shown(mean_absolute_errors(model, data.subset(split[name]).buckets(vocabulary)))
@@ -272,7 +275,10 @@ def train_generator(a: argparse.Namespace) -> dict[str, Any]:
     task = MoleculeTask(
         denoiser, config, buckets, batch=options.batch, seed=a.seed, loss=LossConfig(self_condition=0.7)
     )
-    last = Trainer(task, options, a.out, accelerator="cuda" if cuda else "cpu", devices=a.devices).run()
+    trainer = Trainer(task, options, a.out, accelerator="cuda" if cuda else "cpu", devices=a.devices)
+    last = trainer.run()
+    if trainer.fabric.global_rank:
+        return {}
     sampling = base.config.get("sampling", {}) if base else SamplingOptions(steps=50).to_json()
     weights = dict(denoiser.named_parameters()) | ({TABLE: table.pack()} if table else {})
     write_bundle(
