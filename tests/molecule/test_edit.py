@@ -133,8 +133,8 @@ def test_the_guided_estimate_turns_with_the_input(model: MoleculeModel, furan: M
     turned = replace(furan, positions=furan.positions @ q.numpy().T)
     kept = [quick(model, m, "c1ccoc1").kept for m in (furan, turned)]
     jobs = [[Job(k, 2, 7)] * 4 for k in kept]
-    guides = [given(model, j, 14) for j in jobs]
-    layouts = layouts_for(guides[0][1])
+    guides = [given(model, j, 14, model.sampling) for j in jobs]
+    layouts = layouts_for(guides[0][2])
     x = model.denoiser.process.prior_state(CounterNoise(sample_seeds(0, range(4))), layouts)
     t = torch.full((4,), 0.6)
     with torch.no_grad():
@@ -222,6 +222,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furan: Molecule) -> Pa
     write_sdf("two.sdf", [furan, furan])
     write_sdf("thiophene.sdf", [add_geometry("Cc1ccsc1")])
     write_sdf("neopentane.sdf", [add_geometry("CC(C)(C)C")])
+    write_sdf("large.sdf", [add_geometry("C" * 14)])
     return tmp_path
 
 
@@ -236,6 +237,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furan: Molecule) -> Pa
         ("edit in.sdf --keep 2-6 --add 0-2", "expected --add"),
         ("edit in.sdf --keep 2-6 --add 40", "keep fewer, or change --add"),
         ("edit in.sdf --keep [S]", "does not"),
+        (
+            "edit in.sdf --keep c1ccoc",
+            "expected a SMARTS or atom numbers (1-6,9) for --keep, given 'c1ccoc': correct it",
+        ),
+        ("edit large.sdf --keep 1-13 --anchors 13", "given 38 kept atoms: keep fewer, or change --add"),
         ("edit in.sdf --keep 2-6 --tries 0", "expected --tries of at least 1"),
         ("vary in.sdf --strength 2", "from 0 to 1"),
         ("edit neopentane.sdf --keep 2 --anchors 1", "given 1"),

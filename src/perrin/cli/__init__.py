@@ -20,6 +20,7 @@ VERBS = {
     "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
     "edit": "keep a part and make the rest anew: perrin edit lead.sdf --keep c1ccccc1 -n 20 -o ideas.sdf",
     "vary": "samples like given ones: perrin vary lead.sdf --strength 0.4 -n 20 -o similar.sdf",
+    "conformers": "3D ensembles of given molecules: perrin conformers molecules.smi -n 20 -o out.sdf",
     "data": "prepare data: perrin data weather/sst --file sst.nc -o sst5.nc",
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
@@ -161,7 +162,7 @@ def _parser(verb: str) -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if verb in ("sample", "edit", "vary"):
+    if verb in ("sample", "edit", "vary", "conformers"):
         if verb == "sample":
             parser.add_argument("target", help="a bundle: modality/name, or the path of one")
         else:
@@ -171,7 +172,9 @@ def _parser(verb: str) -> ArgumentParser:
                 metavar="BUNDLE",
                 help="modality/name, or the path of a bundle (default: the shipped one)",
             )
-        each = " from each molecule of the file" if verb == "vary" else ""
+        each = {"vary": " from each molecule of the file", "conformers": " of each molecule of the file"}.get(
+            verb, ""
+        )
         parser.add_argument("-n", type=int, required=True, help=f"how many samples{each}")
         parser.add_argument(
             "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"

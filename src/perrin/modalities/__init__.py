@@ -64,6 +64,10 @@ class Modality(ABC):
         """`perrin vary`; `arguments` as for `edit`."""
         self._refuse("vary")
 
+    def conformers(self, arguments: Namespace) -> None:
+        """`perrin conformers`; `arguments` as for `edit`."""
+        self._refuse("make conformers")
+
     def evaluate(self, arguments: Namespace) -> None:
         """`perrin evaluate`."""
         self._refuse("evaluate")

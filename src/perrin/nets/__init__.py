@@ -5,7 +5,7 @@ seconds to load.
 """
 
 from perrin.nets.equivariant import EquivariantBlock, EquivariantTransformer
-from perrin.nets.features import RadialBasis, TimeEmbedding
+from perrin.nets.features import IntervalEmbedding, RadialBasis, TimeEmbedding
 from perrin.nets.graph import Complete, Edges, Graph, Trunk
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "EquivariantBlock",
     "EquivariantTransformer",
     "Graph",
+    "IntervalEmbedding",
     "RadialBasis",
     "TimeEmbedding",
     "Trunk",

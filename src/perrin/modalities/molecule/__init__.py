@@ -35,6 +35,20 @@ class MoleculeModality(Modality):
     def add_arguments(self, verb: str, parser: ArgumentParser) -> None:
         """The molecule options."""
         group = parser.add_argument_group("molecule")
+        if verb in ("sample", "edit"):
+            group.add_argument(
+                "--want",
+                action="append",
+                metavar="WISH",
+                help="a property that the molecules shall have, such as 'gap<0.2 Ha', 'mu=2..3 D' or 'alpha=75'; may be "
+                "given several times (bundles trained with --conditions)",
+            )
+            group.add_argument(
+                "--guidance-scale",
+                type=float,
+                metavar="X",
+                help="how much to exaggerate the wishes: 1 not at all, at half the cost (default: the bundle's)",
+            )
         if verb == "sample":
             group.add_argument(
                 "--atoms",
@@ -102,9 +116,32 @@ class MoleculeModality(Modality):
                 metavar="X",
                 help="how far to go back into the noise, 0 (the same molecule) to 1 (a new one); default 0.4",
             )
+        elif verb == "conformers":
+            group.add_argument(
+                "--tries",
+                type=int,
+                default=20,
+                metavar="N",
+                help="draws for one conformer at most: what has another stereochemistry or a broken geometry is drawn again "
+                "(default 20)",
+            )
+            group.add_argument(
+                "--xtb", action="store_true", help="GFN2-xTB energies; conformers are sorted by them"
+            )
         elif verb == "train":
             group.add_argument("--data", metavar="FILE", help="own molecules, SDF or SMILES, in place of QM9")
             group.add_argument("--limit", type=int, metavar="N", help="use only N molecules of the data")
+            group.add_argument(
+                "--conditions",
+                metavar="NAMES",
+                help="properties that can be wished for later, with commas: alpha,gap,homo,lumo,mu,cv of QM9, or data items "
+                "of --data",
+            )
+            group.add_argument(
+                "--parts",
+                action="store_true",
+                help="train with parts of molecules given, for perrin edit and perrin conformers",
+            )
             group.add_argument(
                 "--backbone",
                 choices=BACKBONES,
@@ -211,6 +248,12 @@ class MoleculeModality(Modality):
         from perrin.modalities.molecule import edit_commands
 
         edit_commands.vary(arguments)
+
+    def conformers(self, arguments: Namespace) -> None:
+        """Draw positions for given molecules."""
+        from perrin.modalities.molecule import conformer_command
+
+        conformer_command.conformers(arguments)
 
     def train(self, arguments: Namespace) -> None:
         """Train on QM9 or on the user's molecules."""

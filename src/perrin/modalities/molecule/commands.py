@@ -18,6 +18,7 @@ from perrin.modalities.molecule.structure import Molecule
 
 if TYPE_CHECKING:
     from perrin.modalities.molecule.metrics import Measures
+    from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions
 
 _STATE: dict[str, Any] = {}
 """The model of this process, and how to run it: set once per worker by `_setup`."""
@@ -28,7 +29,7 @@ def sample(a: Namespace) -> None:
     from perrin.core.plan import plan_table
     from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.files import check_suffix, write_molecules
-    from perrin.modalities.molecule.model import check_count
+    from perrin.modalities.molecule.model import check_count, wanted
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
@@ -53,13 +54,16 @@ def sample(a: Namespace) -> None:
         solver=a.solver,
         temperature=a.temperature,
         self_condition=None if a.self_condition is None else a.self_condition == "on",
+        want=wanted(model.wishes(a.want or ())) or None,
+        guidance_scale=a.guidance_scale,
     )
     plan = options.plan(model.denoiser)
+    sizes = model.sizes(a.seed, a.n, atoms, options.want)
+    tell_wishes(a, model, options)
     if a.dry_run:
         print(plan_table(plan))
         return
 
-    sizes = model.sizes(a.seed, a.n, atoms)
     key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
     key |= {} if a.precision == "32-true" else {"precision": a.precision}
     store = PartialStore(output, key)
@@ -87,6 +91,9 @@ def sample(a: Namespace) -> None:
             advance(len(unit.indices))
     seconds = time.perf_counter() - begin
     whole = [_labelled(m, a.target, a.seed, i) for i, m in enumerate(molecules) if m is not None]
+    if a.want:
+        text = "; ".join(map(str, model.wishes(a.want)))
+        whole = [dataclasses.replace(m, properties=m.properties | {"wanted": text}) for m in whole]
     if output.suffix.lower() in (".smi", ".smiles"):  # has no way to say what RDKit rejects
         kept = [m for m in whole if "smiles" in m.properties]
         if len(kept) < len(whole):
@@ -125,6 +132,27 @@ def sample(a: Namespace) -> None:
         print(f"3D views in {a.view}")
 
 
+def tell_wishes(a: Namespace, model: MoleculeModel, options: SamplingOptions) -> None:
+    """Print what the training data have to say about `--want`, before anything is sampled.
+
+    Raises:
+        PerrinError: there is a `--guidance-scale` and no wish.
+    """
+    from perrin.modalities.molecule.wants import counsel
+
+    if a.guidance_scale is not None and not options.want:
+        raise PerrinError(
+            "expected --want with --guidance-scale, given none: add a wish, such as --want 'mu=2..3 D'"
+        )
+    if not a.want:
+        return
+    lines, warnings = counsel(model.wishes(a.want), model.config.ranges, model.table)
+    for line in lines:
+        print(f"wanted: {line}")
+    for line in warnings:
+        print(f"perrin: warning: {line}", file=sys.stderr)
+
+
 def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:
     """With data items that say where it comes from and, where RDKit accepts it, its SMILES."""
     from perrin.modalities.molecule.chem import isomeric_smiles, sanitize, to_rdkit
@@ -153,12 +181,15 @@ def train(a: Namespace) -> None:
 
     from perrin.bundle import read_bundle, write_bundle
     from perrin.modalities import find_bundle
+    from perrin.modalities.molecule.conditions import with_inputs
     from perrin.modalities.molecule.dataset import size_counts
     from perrin.modalities.molecule.files import read_molecules
-    from perrin.modalities.molecule.model import SamplingOptions, check_count, load_weights
+    from perrin.modalities.molecule.model import SamplingOptions, check_count
     from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
+    from perrin.modalities.molecule.properties import TABLE
     from perrin.modalities.molecule.sources import from_files, from_qm9
     from perrin.modalities.molecule.task import MoleculeTask
+    from perrin.modalities.molecule.widen import widen
     from perrin.run.record import record, write_record
     from perrin.train import Trainer, TrainOptions
 
@@ -178,17 +209,20 @@ def train(a: Namespace) -> None:
             "--backbone or --from"
         )
     vocabulary = config.vocabulary if config else None
+    held = config.network.conditions if config else ()
+    names = list(dict.fromkeys([*held, *_names(a.conditions)]))
     if a.data:
         vocabulary, buckets, skipped = from_files(
-            read_molecules(a.data), vocabulary, source=a.data, limit=a.limit
+            read_molecules(a.data), vocabulary, source=a.data, limit=a.limit, properties=names
         )
     else:
-        vocabulary, buckets, skipped = from_qm9(a.limit, vocabulary)
+        vocabulary, buckets, skipped = from_qm9(a.limit, vocabulary, names)
     if skipped:
         print(f"left out {skipped} molecules that the model cannot express", file=sys.stderr)
     vocabulary = dataclasses.replace(
         vocabulary, size_counts=size_counts(buckets)
     )  # it samples sizes like the new data
+    old = config
     config = (
         dataclasses.replace(config, vocabulary=vocabulary)
         if config
@@ -196,6 +230,7 @@ def train(a: Namespace) -> None:
             vocabulary=vocabulary, network=NetworkConfig(backbone=a.backbone or "transformer")
         )
     )
+    config, table = with_inputs(config, buckets, names, parts=a.parts, data=bool(a.data))
     device = choose_device(a.device)
     cuda = device.startswith("cuda")
     steps = a.steps or (10**9 if a.minutes else 2000 if a.data else 30000)
@@ -220,8 +255,9 @@ def train(a: Namespace) -> None:
     )
     torch.manual_seed(a.seed)
     denoiser = build_denoiser(config)
-    if base is not None:
-        load_weights(denoiser, base.weights(), source=str(base.path))
+    if base is not None and old is not None:
+        weights = {k: v for k, v in base.weights().items() if k != TABLE}
+        widen(denoiser, config, weights, old, source=str(base.path))
     task = MoleculeTask(denoiser, config, buckets, batch=options.batch, seed=options.seed)
     out = Path(a.out)
     if out.exists() and not out.is_dir():
@@ -242,7 +278,7 @@ def train(a: Namespace) -> None:
             "Metrics: none measured yet; `perrin sample` it and `perrin evaluate` the file.\n"
         )
         training = {"options": options.to_json(), "last": last}
-        weights = dict(denoiser.named_parameters())
+        weights = dict(denoiser.named_parameters()) | ({TABLE: table.pack()} if table else {})
         write_bundle(
             out,
             modality="molecule",
@@ -253,6 +289,16 @@ def train(a: Namespace) -> None:
             training=training,
         )
         print(f"bundle in {out}: perrin sample {out} -n 100 -o molecules.sdf")
+
+
+def _names(text: str | None) -> list[str]:
+    """`alpha,gap` as names, each once."""
+    names = [word.strip() for word in text.split(",")] if text is not None else []
+    if not all(names) or len(set(names)) < len(names):
+        raise PerrinError(
+            f"expected names with commas for --conditions, each once, given {text!r}: write alpha,gap,mu"
+        )
+    return names
 
 
 def _widths(text: str | None) -> tuple[float, ...]:

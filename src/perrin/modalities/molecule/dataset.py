@@ -38,17 +38,24 @@ def widths_for(max_atoms: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Molecules padded to one width: integer fields are int8 until a batch is taken."""
+    """Molecules padded to one width: integer fields are int8 until a batch is taken.
+
+    Arguments:
+        state, mask: see `fields`.
+        values: properties of the molecules, `[M, P]`, NaN where not known; `None` for no properties.
+    """
 
     state: State
     mask: Tensor
+    values: Tensor | None = None
 
     def __len__(self) -> int:
         return self.mask.shape[0]
 
     def to(self, device: torch.device) -> Bucket:
         """The same bucket on another device."""
-        return Bucket({k: v.to(device) for k, v in self.state.items()}, self.mask.to(device))
+        values = None if self.values is None else self.values.to(device)
+        return Bucket({k: v.to(device) for k, v in self.state.items()}, self.mask.to(device), values)
 
     def take(self, index: Tensor) -> tuple[State, Tensor]:
         """The batch of the molecules numbered `index`, with integer fields as int64."""
@@ -64,6 +71,7 @@ def buckets_from_ragged(
     bond_counts: Tensor,
     bonds: Tensor,
     vocabulary: Vocabulary,
+    values: Tensor | None = None,
 ) -> list[Bucket]:
     """Ragged arrays (atoms and bonds of one molecule after another) as buckets, without a Python loop over molecules.
 
@@ -71,6 +79,7 @@ def buckets_from_ragged(
         sizes, bond_counts: atoms and bonds of each molecule, `[M]`.
         numbers, charges, positions: of all atoms, `[A]`, `[A]`, `[A, 3]` in Å.
         bonds: rows (i, j, order) with atom numbers within the molecule, `[B, 3]`.
+        values: properties of each molecule, `[M, P]`.
     """
     count = len(sizes)
     type_of = _lookup(vocabulary.elements, 128)
@@ -102,12 +111,15 @@ def buckets_from_ragged(
         kb, (i, j, order) = number[bond_owner[pairs]], bonds[pairs].long().T
         state[BONDS][kb, i, j] = order.to(torch.int8)
         state[BONDS][kb, j, i] = order.to(torch.int8)
-        out.append(Bucket(state, torch.arange(width) < sizes[chosen][:, None]))
+        own = None if values is None else values[chosen]
+        out.append(Bucket(state, torch.arange(width) < sizes[chosen][:, None], own))
     return out
 
 
-def buckets_from_molecules(molecules: Sequence[Molecule], vocabulary: Vocabulary) -> list[Bucket]:
-    """A list of molecules as buckets, for the user's own files."""
+def buckets_from_molecules(
+    molecules: Sequence[Molecule], vocabulary: Vocabulary, properties: Sequence[str] = ()
+) -> list[Bucket]:
+    """A list of molecules as buckets, for the user's own files; `properties` are names of their data items."""
     groups: dict[int, list[Molecule]] = {}
     widths = widths_for(max(len(m) for m in molecules))
     for molecule in molecules:
@@ -115,8 +127,16 @@ def buckets_from_molecules(molecules: Sequence[Molecule], vocabulary: Vocabulary
     out = []
     for width in sorted(groups):
         state, mask = encode(groups[width], vocabulary, width=width)
-        out.append(Bucket({k: v if k == POSITIONS else v.to(torch.int8) for k, v in state.items()}, mask))
+        state = {k: v if k == POSITIONS else v.to(torch.int8) for k, v in state.items()}
+        out.append(Bucket(state, mask, _items(groups[width], properties) if properties else None))
     return out
+
+
+def _items(molecules: Sequence[Molecule], names: Sequence[str]) -> Tensor:
+    """Data items that are numbers, `[M, P]`; NaN for others."""
+    rows = [[m.properties.get(name) for name in names] for m in molecules]
+    known = [[float(x) if isinstance(x, int | float) else float("nan") for x in row] for row in rows]
+    return torch.tensor(known, dtype=torch.float64)
 
 
 def count_vocabulary(

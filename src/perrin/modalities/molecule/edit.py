@@ -8,11 +8,14 @@ Rows of a sample are the kept atoms, the new heavy atoms, the new hydrogens. The
 - of the charges: those of the kept atoms, and none on new hydrogens;
 - of the bonds: all between kept atoms, those that are none, and none of kept atoms beyond their free valence (`kept`).
 
-At the end the kept atoms' coordinates are replaced by the input's own digits. Being told is not being trained for it: what
-is drawn around the kept part often does not fit. Two things help, and are the default. Each interval is taken several
-times (RePaint's resampling, `Travel`). And a draw that is invalid, disconnected or of wrong valence is rejected, and drawn
-again: the first time from its own state at time `repair`, by which small faults mend, then from noise, with another size,
-and so on in turns. Draw `r` at sample `i` is a function of the run's seed, `i` and `r`.
+At the end the kept atoms' coordinates are replaced by the input's own digits. A network that was trained with parts given
+(`parts`) is handed the kept part as what it knows; of new hydrogens it knows that they are. For any other one, being told
+is not being trained for it: what is drawn around the kept part often does not fit, and each interval is taken several
+times (RePaint's resampling, `Travel`), unless told otherwise.
+
+A draw that is invalid, disconnected or of wrong valence is rejected, and drawn again: the first time from its own state at
+time `repair`, by which small faults mend, then from noise, with another size, and so on in turns. Draw `r` at sample `i` is
+a function of the run's seed, `i` and `r`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +37,7 @@ from perrin.core import (
     sample,
     sample_seeds,
 )
-from perrin.core.guides import Given, Shown
+from perrin.core.guides import Given, Shown, classifier_free
 from perrin.core.solvers import SOLVERS
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import (
@@ -76,6 +80,11 @@ class Travel:
     repair: float = 0.5
     repair_repeats: int = 2
 
+    @classmethod
+    def of(cls, model: MoleculeModel) -> Travel:
+        """The default for a model: once through for one that was trained with parts."""
+        return cls(repeats=1, repair_repeats=1) if model.config.network.parts else cls()
+
     def plan(self, model: MoleculeModel, options: SamplingOptions, *, repair: bool = False) -> Plan:
         """The rows of a draw from noise, or of a repair; `options.steps` evaluations in a draw from noise."""
         repeats = self.repair_repeats if repair else self.repeats
@@ -111,7 +120,7 @@ class Editor:
         added: tuple[int, int] | None = None,
         travel: Travel | None = None,
     ) -> None:
-        self.model, self.kept, self.travel = model, kept, travel or Travel()
+        self.model, self.kept, self.travel = model, kept, travel or Travel.of(model)
         vocabulary = model.config.vocabulary
         if reason := unsupported(kept.molecule, vocabulary):
             raise PerrinError(reason)
@@ -157,7 +166,7 @@ class Editor:
         """
         jobs = [Job(self.kept, *pair) for pair in self.additions(unit.indices, seed)]
         plan = self.plan(options, repair=before is not None)
-        return draw(self.model, jobs, unit, seed, plan, before)
+        return draw(self.model, jobs, unit, seed, plan, before, options)
 
     def fault(self, molecule: Molecule) -> str:
         """Why a draw is rejected, or an empty string."""
@@ -183,11 +192,12 @@ def draw(
     seed: int,
     plan: Plan,
     before: Sequence[Molecule] | None = None,
+    options: SamplingOptions | None = None,
 ) -> list[Molecule]:
     """Draws of one width, of any kept parts: the kept atoms come first, with the input's coordinates; nothing is checked."""
     count = len(jobs)
     rows = filled(count)
-    guide, mask = given(model, [jobs[i] for i in rows], unit.width)
+    guide, condition, mask = given(model, [jobs[i] for i in rows], unit.width, options or model.sampling)
     seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(model.device)
     process, noise = model.denoiser.process, CounterNoise(seeds)
     again = model.config.network.self_condition
@@ -196,14 +206,18 @@ def draw(
         x_0, _ = encode([before[i] for i in rows], model.config.vocabulary, width=unit.width)
         t = torch.full((len(rows),), plan.start, device=model.device)
         start = process.corrupt_state({k: v.to(model.device) for k, v in x_0.items()}, t, noise, layouts)
-    state = sample(guide, process, plan, layouts, noise, start=start, self_condition=again)
+    state = sample(
+        guide, process, plan, layouts, noise, condition=condition, start=start, self_condition=again
+    )
     state = {name: x[:count] for name, x in state.items()}
     found = decode(state, mask[:count], model.config.vocabulary)
     return [_placed(job.kept, m) for job, m in zip(jobs, found, strict=True)]
 
 
-def given(model: MoleculeModel, jobs: Sequence[Job], width: int) -> tuple[Given, Tensor]:
-    """The guided denoiser for some draws, and the mask of their atoms `[B, N]`, on the model's device."""
+def given(
+    model: MoleculeModel, jobs: Sequence[Job], width: int, options: SamplingOptions
+) -> tuple[Given, Any, Tensor]:
+    """The guided denoiser for some draws, its condition, and the mask of their atoms `[B, N]`, on the model's device."""
     vocabulary, device = model.config.vocabulary, model.device
     mask = Padded.from_sizes(torch.tensor([len(job) for job in jobs]), width).mask
     known, held = torch.zeros(len(jobs), width, 3), torch.zeros_like(mask)
@@ -212,14 +226,26 @@ def given(model: MoleculeModel, jobs: Sequence[Job], width: int) -> tuple[Given,
         known[b, :k] = torch.from_numpy((own - own.mean(axis=0)) / vocabulary.position_scale)
         held[b, :k] = True
     each = [allowed(job.kept, job.heavy, job.light, vocabulary, width=width) for job in jobs]
-    guide = Shown(
-        denoiser=model.denoiser,
+    allowed_ = {name: torch.stack([x[name] for x in each]).to(device) for name in (TYPES, CHARGES, BONDS)}
+    known, held = known.to(device), held.to(device)
+    parts: dict[str, Any] = {}
+    if model.config.network.parts:
+        sure = {name: (x.sum(-1) == 1).to(device) for name, x in allowed_.items()}
+        parts = {
+            "known": {POSITIONS: known} | {name: x.int().argmax(-1) for name, x in allowed_.items()},
+            "typed": sure[TYPES] & sure[CHARGES] & mask.to(device),
+            "bonded": held,
+            "placed": held,
+        }
+    wishes = model.condition(options.want, len(jobs)) or {}
+    guide = (Given if parts else Shown)(
+        denoiser=classifier_free(model.denoiser, options.guidance_scale if wishes else 1.0, null=parts),
         process=model.denoiser.process,
-        known={POSITIONS: known.to(device)},
-        keep={POSITIONS: held.to(device)},
-        allowed={name: torch.stack([x[name] for x in each]).to(device) for name in (TYPES, CHARGES, BONDS)},
+        known={POSITIONS: known},
+        keep={POSITIONS: held},
+        allowed=allowed_,
     )
-    return guide, mask.to(device)
+    return guide, {**parts, **wishes}, mask.to(device)
 
 
 def fault(kept: Kept, molecule: Molecule) -> str:

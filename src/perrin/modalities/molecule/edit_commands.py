@@ -38,8 +38,9 @@ def edit(a: Namespace) -> None:
     if len(molecules) > 1:
         raise PerrinError(f"expected one molecule in {a.file}, given {len(molecules)}: give a file of one")
     whole = molecules[0]
-    if a.steps is None:
+    if a.steps is None and not model.config.network.parts:
         options = replace(options, steps=EVALUATIONS)
+    options = _with_wishes(a, model, options)
     atoms = choose_atoms(a.keep, whole, "--keep")
     anchors: Any = a.anchors
     if a.anchors not in (None, "cut"):
@@ -95,6 +96,7 @@ def edit(a: Namespace) -> None:
         named = replace(molecule.heavy_first(), name=f"{whole.name or Path(a.file).stem}-{a.seed}-{i}")
         named = _labelled(named, a.model or DEFAULT_MODEL, a.seed, i)
         extra = {"kept": number_list(range(kept.heavy)), "kept_from": ",".join(str(i + 1) for i in atoms)}
+        extra |= {"wanted": "; ".join(map(str, model.wishes(a.want)))} if a.want else {}
         labelled.append(replace(named, properties=named.properties | extra))
     different = len({m.properties.get("smiles") for m in labelled})
     result = {
@@ -107,6 +109,17 @@ def edit(a: Namespace) -> None:
         f"{a.n} molecules in {output}, {different} different; {len(atoms)} heavy atoms kept in all; "
         f"{drawn} draws, rejected: {rejected}"
     )
+
+
+def _with_wishes(a: Namespace, model: MoleculeModel, options: SamplingOptions) -> SamplingOptions:
+    """The options with `--want` and `--guidance-scale`; what the data say of the wishes is printed."""
+    from perrin.modalities.molecule.commands import tell_wishes
+    from perrin.modalities.molecule.model import wanted
+
+    scale = options.guidance_scale if a.guidance_scale is None else a.guidance_scale
+    options = replace(options, want=wanted(model.wishes(a.want or ())) or options.want, guidance_scale=scale)
+    tell_wishes(a, model, options)
+    return options
 
 
 def vary(a: Namespace) -> None:

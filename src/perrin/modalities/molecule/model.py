@@ -8,6 +8,7 @@ agree to rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -34,12 +35,16 @@ from perrin.core import (
     sample,
     sample_seeds,
 )
+from perrin.core.denoiser import Denoiser
 from perrin.core.grids import logit_normal, logit_normal_share, power
+from perrin.core.guides import classifier_free
 from perrin.core.replay import Mode
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import decode, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
+from perrin.modalities.molecule.properties import TABLE, Table
 from perrin.modalities.molecule.structure import Molecule
+from perrin.modalities.molecule.wants import Wish, intervals, parse_wishes
 from perrin.run.pool import one_thread
 
 _QUANTUM, _LEAST = 2, 4
@@ -59,6 +64,9 @@ class SamplingOptions:
         decode: take the most probable category in the last step instead of drawing one.
         temperature: of types, charges and bonds; see `perrin.core.Categorical`.
         self_condition: hand a network that can use it its estimate before.
+        want: wishes for a network with conditions: property, lowest and highest value in its own unit (`None` for an open
+            end).
+        guidance_scale: of classifier-free guidance by the wishes; 1 is off, above 1 exaggerates them.
     """
 
     steps: int = 50
@@ -71,8 +79,13 @@ class SamplingOptions:
     decode: bool = True
     temperature: float = 1.0
     self_condition: bool = True
+    want: tuple[tuple[str, float | None, float | None], ...] = ()
+    guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "want", tuple((n, a, b) for n, a, b in self.want))  # JSON has lists
+        if not 0 <= self.guidance_scale < math.inf:
+            raise PerrinError(f"expected a guidance scale of at least 0, given {self.guidance_scale}")
         if self.steps < 1:
             raise PerrinError(f"expected at least 1 step, given {self.steps}")
         if self.solver not in SOLVERS:
@@ -103,8 +116,9 @@ class SamplingOptions:
         return t ** (1 / self.exponent)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values. What came later is left out while it says nothing, so that older readers know all names."""
+        idle = [k for k, off in (("want", ()), ("guidance_scale", 1.0)) if getattr(self, k) == off]
+        return {k: v for k, v in asdict(self).items() if k not in idle}
 
 
 @dataclass(frozen=True)
@@ -149,6 +163,7 @@ class MoleculeModel:
         sha256: of the bundle's weights.
         precision: `32-true`, or `bf16-mixed` for matrix products in bfloat16 (coordinates stay in float32).
         mode: how the network is run: `eager`, `compile` or `graph`; see `perrin.core.replay`.
+        table: molecules that sizes are drawn from, given wishes.
     """
 
     def __init__(
@@ -161,10 +176,13 @@ class MoleculeModel:
         sha256: str = "",
         precision: str = "32-true",
         mode: Mode = "eager",
+        table: Table | None = None,
     ) -> None:
         self.denoiser, self.config, self.sampling = denoiser, config, sampling
         self.name, self.sha256 = name, sha256
-        self.precision, self.mode = precision, mode
+        self.precision, self.mode, self.table = precision, mode, table
+        self._conditions: dict[Any, Any] = {}  # kept, because a CUDA graph knows them by identity
+        self._guides: dict[float, Denoiser] = {}
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> MoleculeModel:
@@ -181,9 +199,12 @@ class MoleculeModel:
             raise PerrinError(
                 f"expected a molecule model's configuration in {bundle.path}, given another: {error}"
             ) from error
-        load_weights(denoiser, bundle.weights(), source=str(bundle.path))
+        weights = bundle.weights()
+        table = Table.unpack(weights.pop(TABLE)) if TABLE in weights else None
+        load_weights(denoiser, weights, source=str(bundle.path))
         denoiser.eval().requires_grad_(False)
-        return cls(denoiser.to(device), config, sampling, name=bundle.path.name, sha256=bundle.sha256)
+        name, sha256 = bundle.path.name, bundle.sha256
+        return cls(denoiser.to(device), config, sampling, name=name, sha256=sha256, table=table)
 
     @property
     def device(self) -> torch.device:
@@ -194,22 +215,86 @@ class MoleculeModel:
         """The defaults with some values changed; `None` leaves a value as it is."""
         return replace(self.sampling, **{k: v for k, v in changes.items() if v is not None})
 
-    def sizes(self, seed: int, count: int, atoms: tuple[int, int] | None = None) -> Tensor:
+    def wishes(self, want: Sequence[str]) -> tuple[Wish, ...]:
+        """Wishes from texts such as `gap<0.2 Ha`; see `wants`.
+
+        Raises:
+            PerrinError: the model has no conditions, or a text is no wish for one of them.
+        """
+        if want and not self.config.ranges:
+            raise PerrinError(
+                f"expected a bundle that was trained with properties, given {self.name}, which was not: train one (perrin "
+                "train molecule/qm9 --from molecule/qm9 --conditions alpha,gap,homo,lumo,mu,cv --out DIR)"
+            )
+        return parse_wishes(want, self.config.ranges)
+
+    def _intervals(self, want: Sequence[tuple[str, float | None, float | None]]) -> Tensor:
+        """Wishes of `SamplingOptions` in standard units, `[P, 2]`."""
+        ends = {name: (low, high) for name, low, high in want}
+        unknown = sorted(set(ends) - {r.name for r in self.config.ranges})
+        if unknown:
+            raise PerrinError(f"expected properties that the model knows, given {', '.join(unknown)}")
+        wishes = [
+            Wish(
+                name=r.name,
+                unit=r.unit,
+                low=-math.inf if low is None else low,
+                high=math.inf if high is None else high,
+            )
+            for r in self.config.ranges
+            if r.name in ends
+            for low, high in [ends[r.name]]
+        ]
+        return intervals(wishes, self.config.ranges)
+
+    def condition(self, want: Sequence[tuple[str, float | None, float | None]], batch: int) -> Any:
+        """What the denoiser is told of wishes, for a batch; the same object for the same wishes."""
+        if not want:
+            return None
+        key = (tuple(want), batch)
+        if key not in self._conditions:
+            if len(self._conditions) >= 64:
+                self._conditions.clear()
+            rows = self._intervals(want).repeat(batch, 1, 1).to(self.device)
+            self._conditions[key] = {"intervals": rows}
+        return self._conditions[key]
+
+    def guided(self, scale: float) -> Denoiser:
+        """The denoiser with classifier-free guidance; the same object for the same scale."""
+        if scale not in self._guides:
+            self._guides[scale] = classifier_free(self.denoiser, scale)
+        return self._guides[scale]
+
+    def sizes(
+        self,
+        seed: int,
+        count: int,
+        atoms: tuple[int, int] | None = None,
+        want: Sequence[tuple[str, float | None, float | None]] = (),
+    ) -> Tensor:
         """Atoms of samples `0 … count − 1`, `[count]`: drawn from the training data, each by its own seed.
 
         Arguments:
             atoms: the smallest and largest number allowed.
+            want: as in `SamplingOptions`; sizes are then those of molecules of the training data that meet it.
 
         Raises:
             PerrinError: the training data have no molecule in the range.
         """
         low, high = atoms or (1, self.config.vocabulary.max_atoms)
-        table = [(n, c) for n, c in self.config.vocabulary.size_counts if low <= n <= high]
+        counts: Sequence[tuple[int, float]] = self.config.vocabulary.size_counts
+        if want and self.table is not None:
+            weights = self.table.weights(self._intervals(want))
+            total = torch.zeros(int(self.table.sizes.max()) + 1, dtype=torch.float64)
+            total.index_add_(0, self.table.sizes, weights)
+            counts = [(n, c) for n, c in enumerate(total.tolist()) if c > 1e-12]
+        table = [(n, c) for n, c in counts if low <= n <= high]
         if not table:
-            known = [n for n, _ in self.config.vocabulary.size_counts]
-            raise PerrinError(f"expected {min(known)} to {max(known)} atoms, given {low} to {high}")
-        weights = torch.tensor([float(c) for _, c in table], dtype=torch.float64)
-        edges = torch.cumsum(weights / weights.sum(), 0)
+            known = [n for n, _ in counts]
+            meets = " for such wishes" if want else ""
+            raise PerrinError(f"expected {min(known)} to {max(known)} atoms{meets}, given {low} to {high}")
+        shares = torch.tensor([float(c) for _, c in table], dtype=torch.float64)
+        edges = torch.cumsum(shares / shares.sum(), 0)
         noise = CounterNoise(sample_seeds(seed, range(count)), dtype=torch.float64)
         u = noise.uniform(Dense(count), (1,), field="size", step=0)[:, 0]
         row = torch.bucketize(u, edges, right=True).clamp(max=len(table) - 1)
@@ -228,8 +313,14 @@ class MoleculeModel:
         names = [f"{self.name}-{seed}-{i}" for i in unit.indices]
         return [m.heavy_first() for m in decode(state, mask, self.config.vocabulary, names)]
 
-    def run_state(self, unit: Unit, seed: int, options: SamplingOptions) -> tuple[State, Tensor]:
-        """The same as tensors on the model's device: the state of the samples, and the mask of their atoms, `[b, n]`."""
+    def run_state(
+        self, unit: Unit, seed: int, options: SamplingOptions, wishes: Tensor | None = None
+    ) -> tuple[State, Tensor]:
+        """The same as tensors on the model's device: the state of the samples, and the mask of their atoms, `[b, n]`.
+
+        Arguments:
+            wishes: an own wish for each sample, in standard units, `[b, P, 2]`, in place of `options.want`.
+        """
         count = len(unit.indices)
         rows = filled(count)
         seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
@@ -237,19 +328,30 @@ class MoleculeModel:
         plan = options.plan(self.denoiser)
         half = self.precision == "bf16-mixed"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            told = options.want or wishes is not None
             state: State = sample(
-                self.denoiser,
+                self.guided(options.guidance_scale if told else 1.0),
                 tempered(self.denoiser.process, options.temperature),
                 plan,
                 layouts_for(mask),
                 CounterNoise(seeds),
+                condition=self.condition(options.want, len(rows))
+                if wishes is None
+                else {"intervals": wishes[rows].to(self.device)},
                 self_condition=options.self_condition and self.config.network.self_condition,
                 mode=self.mode,
             )
         return {k: v[:count] for k, v in state.items()}, mask[:count]
 
     def sample(
-        self, n: int, *, seed: int = 0, batch: int = 64, atoms: tuple[int, int] | None = None, **options: Any
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        batch: int = 64,
+        atoms: tuple[int, int] | None = None,
+        want: Sequence[str] = (),
+        **options: Any,
     ) -> list[Molecule]:
         """Generate molecules in this process, on one thread of a CPU (`perrin sample` uses all cores).
 
@@ -258,16 +360,17 @@ class MoleculeModel:
             seed: of the run; molecule i is the same for every `n` and `batch`.
             batch: molecules run together.
             atoms: smallest and largest number of atoms.
+            want: wishes such as `gap<0.2 Ha`, of a model with conditions.
             options: changes to `SamplingOptions`, such as `steps=20`.
 
         Raises:
-            PerrinError: `n` below 1, an unknown solver, no such size.
+            PerrinError: `n` below 1, an unknown solver, no such size, a wish that the model does not know.
         """
         out: list[Molecule | None] = [None] * check_count(n, "n")
         check_count(batch, "batch")
-        for unit, molecules in self.iterate(
-            self.units(self.sizes(seed, n, atoms), batch=batch), seed, self.options(**options)
-        ):
+        chosen = self.options(**options, want=wanted(self.wishes(want)) or None)
+        sizes = self.sizes(seed, n, atoms, chosen.want)
+        for unit, molecules in self.iterate(self.units(sizes, batch=batch), seed, chosen):
             for i, molecule in zip(unit.indices, molecules, strict=True):
                 out[i] = molecule
         return [m for m in out if m is not None]
@@ -280,6 +383,13 @@ class MoleculeModel:
             with one_thread() if self.device.type == "cpu" else nullcontext():
                 molecules = self.run_unit(unit, seed, options)
             yield unit, molecules
+
+
+def wanted(wishes: Sequence[Wish]) -> tuple[tuple[str, float | None, float | None], ...]:
+    """Wishes as `SamplingOptions` holds them."""
+    return tuple(
+        (w.name, None if math.isinf(w.low) else w.low, None if math.isinf(w.high) else w.high) for w in wishes
+    )
 
 
 def tempered(process: Composite, temperature: float) -> Composite:

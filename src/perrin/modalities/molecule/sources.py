@@ -21,19 +21,27 @@ from perrin.modalities.molecule.structure import Molecule
 
 
 def from_qm9(
-    limit: int | None = None, vocabulary: Vocabulary | None = None
+    limit: int | None = None, vocabulary: Vocabulary | None = None, properties: Sequence[str] = ()
 ) -> tuple[Vocabulary, list[Bucket], int]:
     """QM9's training part (of the first `limit` molecules): vocabulary (counted unless given), buckets, and how many
-    molecules it cannot express."""
+    molecules it cannot express.
+
+    Arguments:
+        properties: names of properties that the buckets hold, in the units of QM9.
+
+    Raises:
+        PerrinError: QM9 has no such property, or the vocabulary fits none of its molecules.
+    """
     from perrin.modalities.molecule.qm9 import load_qm9
 
     data = load_qm9(limit)
     index = data.split()["train"] if limit is None else torch.arange(len(data))
     data = data.subset(index[data.has_bonds[index]])
+    values = torch.stack([data.property(name) for name in properties], 1) if properties else None
     arrays = (data.sizes, data.numbers, data.charges, data.positions, data.bond_offsets.diff(), data.bonds)
     if vocabulary is None:
         vocabulary = count_vocabulary(*arrays)
-        return vocabulary, buckets_from_ragged(*arrays, vocabulary), 0
+        return vocabulary, buckets_from_ragged(*arrays, vocabulary, values), 0
     known = torch.isin(data.numbers.long(), torch.tensor(vocabulary.elements))
     known &= torch.isin(data.charges.long(), torch.tensor(vocabulary.charges))
     owner = torch.repeat_interleave(torch.arange(len(data)), data.sizes)
@@ -44,16 +52,25 @@ def from_qm9(
         )
     part = data.subset(torch.nonzero(kept)[:, 0])
     arrays = (part.sizes, part.numbers, part.charges, part.positions, part.bond_offsets.diff(), part.bonds)
-    return vocabulary, buckets_from_ragged(*arrays, vocabulary), len(data) - len(part)
+    values = None if values is None else values[kept]
+    return vocabulary, buckets_from_ragged(*arrays, vocabulary, values), len(data) - len(part)
 
 
 def from_files(
-    molecules: Sequence[Molecule], vocabulary: Vocabulary | None, *, source: Any, limit: int | None = None
+    molecules: Sequence[Molecule],
+    vocabulary: Vocabulary | None,
+    *,
+    source: Any,
+    limit: int | None = None,
+    properties: Sequence[str] = (),
 ) -> tuple[Vocabulary, list[Bucket], int]:
     """The user's molecules as buckets, the vocabulary, and how many molecules it cannot express.
 
+    Arguments:
+        properties: data items that the buckets hold; a molecule may lack them.
+
     Raises:
-        PerrinError: no molecule is left, most lack hydrogens, or the limit is below 1.
+        PerrinError: no molecule is left, most lack hydrogens, the limit is below 1, or no molecule has a data item.
     """
     if limit is not None and limit < 1:
         raise PerrinError(f"expected --limit of at least 1, given {limit}")
@@ -64,7 +81,14 @@ def from_files(
     _check_hydrogens(with_bonds, source)
     vocabulary = vocabulary or _count(with_bonds)
     kept = supported(with_bonds, vocabulary, source)
-    return vocabulary, buckets_from_molecules(kept, vocabulary), len(molecules) - len(kept)
+    for name in properties:
+        if not any(isinstance(m.properties.get(name), int | float) for m in kept):
+            items = sorted({k for m in kept for k, v in m.properties.items() if isinstance(v, int | float)})
+            raise PerrinError(
+                f"expected molecules with the data item {name} in {source}, given none (numbers there: "
+                f"{', '.join(items) or 'none'}): correct --conditions"
+            )
+    return vocabulary, buckets_from_molecules(kept, vocabulary, properties), len(molecules) - len(kept)
 
 
 def _count(molecules: Sequence[Molecule]) -> Vocabulary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from perrin.core.losses import sample_times_edm, stratified
 from perrin.modalities.molecule.dataset import Bucket
 from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig
+from perrin.modalities.molecule.parts import FLAGS, PartsLaw, corrected, flags_of
+from perrin.modalities.molecule.properties import IntervalLaw, standardise
 from perrin.train import BatchPlan
 
 _GOLDEN = 0.618033988749895
@@ -29,12 +31,13 @@ class LossConfig:
             (`EDMHead`), categories by plain cross entropy.
         time_mean, time_std: times are drawn so that `ln(σ/α)` of the positions is normal with these. The default covers the
             times between which types and bonds are decided (0.2 to 0.5) and those at which bond lengths are (below).
-        self_condition: fraction of steps in which a network with self-conditioning sees its own estimate. strides:
-        where that estimate is made. `None`: at the same state and time (Chen et al. 2022, arXiv:2208.04202), so that
+        self_condition: fraction of steps in which a network with self-conditioning sees its own estimate.
+        strides: where that estimate is made. `None`: at the same state and time (Chen et al. 2022, arXiv:2208.04202), so that
             the network sees the molecule twice. Two numbers: further up the path, where a sampler of N even steps in the
             distribution of times would have made it, N log-uniform between them. A noisier copy of a state says nothing
             that the state does not, and a network so trained learns to ignore it (docs/molecules/recipe.md).
         t_min: the smallest time trained on.
+        intervals, parts: how wishes and given parts are drawn, for networks that take them.
     """
 
     positions: float = 1.0
@@ -46,6 +49,8 @@ class LossConfig:
     self_condition: float = 0.5
     strides: tuple[float, float] | None = None
     t_min: float = 1e-3
+    intervals: IntervalLaw = field(default_factory=IntervalLaw)
+    parts: PartsLaw = field(default_factory=PartsLaw)
 
 
 class MoleculeTask:
@@ -54,7 +59,7 @@ class MoleculeTask:
     Arguments:
         denoiser: made by `build_denoiser(config)`.
         config: the model's.
-        buckets: the training data.
+        buckets: the training data; of a network with conditions, with values of `config.ranges`.
         batch: molecules per step over all processes.
         seed: of the order of the batches.
         loss: weights and times.
@@ -72,12 +77,20 @@ class MoleculeTask:
     ) -> None:
         self.denoiser = denoiser
         self.loss_config = loss or LossConfig()
+        network = config.network
+        idle = {k for k, used in (("intervals", network.conditions), ("parts", network.parts)) if not used}
         self.config = {
             "model": config.to_json(),
-            "loss": asdict(self.loss_config),
+            "loss": {k: v for k, v in asdict(self.loss_config).items() if k not in idle},
             "molecules": sum(map(len, buckets)),
             "data": _fingerprint(buckets),
         }
+        self.ranges, self.with_parts = config.ranges, network.parts
+        if self.ranges and any(b.values is None or b.values.shape[1] != len(self.ranges) for b in buckets):
+            raise ValueError(f"expected values of {len(self.ranges)} properties in every bucket")
+        elements = config.vocabulary.elements
+        self.hydrogen = elements.index(1) if 1 in elements else None
+        self.most = [int(_heavy(b, self.hydrogen).max()) for b in buckets] if self.with_parts else []
         self.buckets = list(buckets)
         self.self_conditioned = config.network.self_condition
         self.plan = BatchPlan([len(b) for b in buckets], batch, seed)
@@ -108,6 +121,14 @@ class MoleculeTask:
         own = (step * _GOLDEN) % 1.0 < chance  # evenly spread, the same on every rank
         batch = {"t": t, "mask": mask}
         batch |= {f"x_0.{k}": v for k, v in x_0.items()} | {f"x_t.{k}": v for k, v in x_t.items()}
+        values = self.buckets[number].values
+        if self.ranges and values is not None:
+            z = standardise(values[index.to(values.device)], self.ranges)
+            batch["intervals"] = c.intervals.draw(z, generator)
+        if self.with_parts:
+            batch |= c.parts.draw(
+                x_0, mask, hydrogen=self.hydrogen, most=self.most[number], generator=generator
+            )
         if own and c.strides:
             low, high = c.strides
             part = torch.rand(len(index), generator=generator, device=generator.device)
@@ -126,12 +147,20 @@ class MoleculeTask:
         assert isinstance(key, tuple)
         t, layouts = batch["t"], layouts_for(batch["mask"])
         x_0, x_t = (state_of(batch, part, layouts) for part in ("x_0", "x_t"))
+        condition: dict[str, Any] = {}
+        if "intervals" in batch:
+            condition["intervals"] = batch["intervals"]
+        if FLAGS[0] in batch:
+            condition |= flags_of(batch, tuple(layouts))
+        more: dict[str, Any] = {"condition": condition} if condition else {}
         previous: State | None = None
         if key[1]:
             with torch.no_grad():
                 above = (state_of(batch, "x_s", layouts), batch["s"]) if "s" in batch else (x_t, t)
-                previous = model(*above, layouts=layouts)
-        estimate = model(x_t, t, layouts=layouts, previous=previous)
+                previous = model(*above, layouts=layouts, **more)
+        estimate = model(x_t, t, layouts=layouts, previous=previous, **more)
+        if "known" in condition:
+            estimate = corrected(estimate, condition)
         return self.criterion(self.denoiser, x_0, estimate, t, layouts)
 
 
@@ -140,10 +169,18 @@ def state_of(batch: Mapping[str, Tensor], part: str, fields: Iterable[str]) -> S
     return {k: batch[f"{part}.{k}"] for k in fields}
 
 
+def _heavy(bucket: Bucket, hydrogen: int | None) -> Tensor:
+    """Heavy atoms of each molecule."""
+    heavy = bucket.mask if hydrogen is None else bucket.mask & (bucket.state[TYPES] != hydrogen)
+    return heavy.sum(1)
+
+
 def _fingerprint(buckets: Sequence[Bucket]) -> str:
     """A hash of the training data, by which a run knows its own."""
     found = hashlib.sha256()
     for bucket in buckets:
         for name in sorted(bucket.state):
             found.update(bucket.state[name].cpu().contiguous().numpy().tobytes())
+        if bucket.values is not None:
+            found.update(bucket.values.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]

@@ -105,6 +105,8 @@ def _show(ranked: Ranked, output: Path) -> None:
         table.add_row(*cells, escape(str(values.get("smiles", "does not sanitise"))))
     console = Console() if sys.stdout.isatty() else Console(width=132)
     console.print(table)
+    if len(ranked.molecules) > SHOWN:
+        print(f"the first {SHOWN} of {len(ranked.molecules)}; all are in {output}")
     counts = ranked.counts
     about = [f"{counts['invalid']} invalid", f"{counts['duplicates']} duplicates"]
     about += [f"{counts['known']} known"] if "known" in counts else []

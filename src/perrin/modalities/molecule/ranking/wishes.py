@@ -19,18 +19,7 @@ from typing import Any
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.ranking.columns import COLUMNS, DESCRIPTORS, IDENTITY, STRAIN, XTB
-
-UNITS: dict[str, dict[str, float]] = {
-    "energy": {
-        "Ha": 1.0, "Eh": 1.0, "hartree": 1.0, "eV": 1 / 27.211386245988, "meV": 1 / 27211.386245988,
-        "kcal/mol": 1 / 627.5094740631, "kJ/mol": 1 / 2625.4996394799,
-    },
-    "dipole": {"D": 1.0, "debye": 1.0, "e*Å": 4.80320471, "e*A": 4.80320471, "e*a0": 2.541746473},
-    "area": {"Å²": 1.0, "Å^2": 1.0, "A^2": 1.0, "A2": 1.0, "Å2": 1.0, "nm^2": 100.0, "nm²": 100.0},
-    "mass": {"Da": 1.0, "u": 1.0, "amu": 1.0, "g/mol": 1.0, "kDa": 1000.0},
-    "charge": {"e": 1.0},
-}  # fmt: skip
-"""Sizes of units, by quantity (CODATA 2018)."""
+from perrin.modalities.molecule.units import convert
 
 _FLAGS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -162,18 +151,8 @@ def to_unit(value: float, unit: str, name: str) -> float:
     Raises:
         PerrinError: the property has no unit, or one of another quantity.
     """
-    if not unit:
-        return value
     column = COLUMNS.get(name)
-    own = column.unit if column else ""
-    sizes: Mapping[str, float] = next((sizes for sizes in UNITS.values() if own in sizes), {})
-    if unit not in sizes:
-        fold = {known.lower(): size for known, size in sizes.items() if known.lower() != "mev"}
-        if unit.lower() not in fold or unit.lower() == "mev":
-            wanted = f"a unit of {name} ({', '.join(sizes)})" if sizes else f"no unit for {name}"
-            raise PerrinError(f"expected {wanted}, given {unit!r}: correct it or leave it out")
-        return value * fold[unit.lower()] / sizes[own]
-    return value * sizes[unit] / sizes[own]
+    return convert(value, unit, column.unit if column else "", name)
 
 
 def order(rows: Sequence[Mapping[str, Any]], keys: Sequence[Key]) -> list[int]:

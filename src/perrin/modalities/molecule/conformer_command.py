@@ -1,0 +1,143 @@
+"""`perrin conformers FILE -n N -o OUT`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.commands import _labelled, _unpack, choose_device
+from perrin.modalities.molecule.edit_commands import DEFAULT_MODEL, _draw, _fingerprint, _finish, _positive
+from perrin.modalities.molecule.structure import Molecule
+
+KCAL = 627.5094740631
+"""kcal/mol in one hartree."""
+
+
+def conformers(a: Namespace) -> None:
+    """Draw until every molecule has N conformers that nothing is wrong with, at most `--tries` times each."""
+    from perrin.modalities import find_bundle, load
+    from perrin.modalities.molecule.conformers import ConformerSampler, read_queries
+    from perrin.modalities.molecule.edit import ATTEMPT, EVALUATIONS
+    from perrin.run.partial import PartialStore
+    from perrin.run.progress import progress
+
+    tries = _positive(a.tries, "--tries")
+    _positive(a.n, "-n")
+    for name in ("batch", "workers"):
+        if getattr(a, name) is not None:
+            _positive(getattr(a, name), f"--{name}")
+    output = Path(a.out)
+    if output.suffix.lower() not in (".sdf", ".xyz", ".extxyz"):
+        raise PerrinError(f"expected an output file with the suffix .sdf, .xyz or .extxyz, given {output}")
+    if a.xtb:
+        from perrin.modalities.molecule.metrics.packages import require
+
+        require("tblite", "GFN2-xTB")
+    queries = read_queries(a.file)
+    model = load(str(find_bundle(a.model or DEFAULT_MODEL)), device=choose_device(a.device))
+    options = model.options(steps=a.steps, solver=a.solver)
+    if not model.config.network.parts:
+        print(
+            "perrin: note: the model was not trained with graphs given; conformers are slower and worse than they could be",
+            file=sys.stderr,
+        )
+        options = options if a.steps is not None else replace(options, steps=EVALUATIONS)
+    sampler = ConformerSampler(model, queries, a.n)
+    plan = sampler.plan(options)
+    if a.dry_run:
+        from perrin.core.plan import plan_table
+
+        print(plan_table(plan))
+        return
+    key = {
+        "verb": "conformers", "weights": model.sha256, "seed": a.seed, "sampling": options.to_json(), "n": a.n,
+        "molecules": [_fingerprint(q.molecule) for q in queries],
+    }  # fmt: skip
+    store = PartialStore(output, key)
+    seen: dict[int, Molecule] = {}
+    for indices, part in store.load():
+        seen |= zip(indices, _unpack(part, model.name, a.seed, indices), strict=True)
+    total = a.n * len(queries)
+    found: list[Molecule | None] = [None] * total
+    faults: Counter[str] = Counter()
+    drawn = 0
+    begin = time.perf_counter()
+    with progress(f"conformers of {a.file}", total) as advance:
+        for attempt in range(tries):
+            open_ = [i for i, m in enumerate(found) if m is None]
+            numbers = [i + attempt * ATTEMPT for i in open_]
+            _draw(a, sampler, options, [i for i in numbers if i not in seen], store, seen)
+            for i, number in zip(open_, numbers, strict=True):
+                drawn += 1
+                molecule, fault = sampler.checked(
+                    number, replace(seen[number], bonds=sampler.query(i).molecule.bonds)
+                )
+                faults[fault or "good"] += 1
+                if not fault:
+                    found[i] = molecule
+                    advance(1)
+            if all(m is not None for m in found):
+                break
+    rejected = ", ".join(f"{n} {why}" for why, n in sorted(faults.items()) if why != "good") or "none"
+    groups = [[m for m in found[k * a.n : (k + 1) * a.n] if m is not None] for k in range(len(queries))]
+    short = [k for k, group in enumerate(groups) if len(group) < a.n]
+    if not any(groups):
+        raise PerrinError(
+            f"expected conformers, made none in {drawn} draws (rejected: {rejected}): raise --tries, which goes on from here"
+        )
+    for k in short:
+        print(
+            f"perrin: warning: {len(groups[k])} of {a.n} conformers of {queries[k].molecule.name} (molecule {k + 1} of "
+            f"{a.file}) in {tries} tries: raise --tries",
+            file=sys.stderr,
+        )
+    whole: list[Molecule] = []
+    for k, group in enumerate(groups):
+        name = queries[k].molecule.name or f"{Path(a.file).stem}-{k + 1}"
+        whole += _described([replace(m, name=name) for m in group], a, k)
+    result = {
+        "molecules": len(queries), "conformers": len(whole), "draws": drawn, "evaluations": plan.nfe,
+        "rejected": {why: n for why, n in faults.items() if why != "good"},
+        "incomplete": [k + 1 for k in short],
+    }  # fmt: skip
+    _finish(a, "conformers", output, model, options, whole, result, begin, store)
+    seconds = time.perf_counter() - begin
+    print(
+        f"{len(whole)} conformers of {len(queries)} molecules in {output}: {seconds:.1f} s, {drawn} draws, "
+        f"rejected: {rejected}"
+    )
+
+
+def _described(group: list[Molecule], a: Namespace, number: int) -> list[Molecule]:
+    """With data items; with `--xtb`, sorted by energy."""
+    bundle = a.model or DEFAULT_MODEL
+    out = [_labelled(m, bundle, a.seed, number * a.n + k) for k, m in enumerate(group)]
+    if a.xtb:
+        from perrin.modalities.molecule.ranking.xtb import single_point
+
+        energies = np.array([single_point(m).get("xtb_energy", np.nan) for m in out])
+        low = np.nanmin(energies) if np.isfinite(energies).any() else np.nan
+        items: list[dict[str, Any]] = [
+            {"xtb_energy": float(e), "relative_energy_kcal_mol": round(float(e - low) * KCAL, 3)}
+            if np.isfinite(e)
+            else {}
+            for e in energies
+        ]
+        out = [replace(m, properties=m.properties | more) for m, more in zip(out, items, strict=True)]
+        out = [out[i] for i in np.argsort(energies, kind="stable")]
+    return [
+        replace(
+            m,
+            name=f"{m.name}-{k + 1}",
+            properties=m.properties | {"molecule": number + 1, "conformer": k + 1},
+        )
+        for k, m in enumerate(out)
+    ]

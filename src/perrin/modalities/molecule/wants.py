@@ -1,0 +1,175 @@
+"""What is wished for, in words: `gap<0.2 Ha`, `mu=2..3 D`, `alpha=75 bohr^3`.
+
+    wish  =  NAME OP NUMBER [UNIT]  |  NAME = LOW..HIGH [UNIT]        OP: < <= > >= =
+
+Nothing is evaluated: a text is matched against this grammar. A number is in the property's own unit, or converted into it.
+Wishes for one property hold together. What the training data have to say about a wish is said before anything is sampled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.properties import Range, Table
+from perrin.modalities.molecule.units import convert
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_WISH = re.compile(
+    rf"\s*(?P<name>[^\s<>=]+)\s*(?P<op><=|>=|<|>|=)\s*"
+    rf"(?:(?P<low>{_NUMBER})\s*\.\.\s*(?P<high>{_NUMBER})|(?P<value>{_NUMBER}))"
+    rf"\s*(?P<unit>[^\d\s.,<>=].*?)?\s*"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """An interval of one property, in its own unit; an end that is open is infinite."""
+
+    name: str
+    unit: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        if self.low == self.high:
+            return f"{self.name} = {self.low:.6g}{unit}"
+        if math.isinf(self.low):
+            return f"{self.name} < {self.high:.6g}{unit}"
+        if math.isinf(self.high):
+            return f"{self.name} > {self.low:.6g}{unit}"
+        return f"{self.name} = {self.low:.6g}..{self.high:.6g}{unit}"
+
+
+def parse_wish(text: str, ranges: Sequence[Range]) -> Wish:
+    """A wish from text, for one of the properties of a model.
+
+    Raises:
+        PerrinError: it is no wish, the property is unknown, the unit does not fit, or a range is the wrong way round.
+    """
+    match = _WISH.fullmatch(text)
+    if match is None:
+        raise PerrinError(
+            f"expected a wish such as 'gap<0.2 Ha', 'mu=2..3 D' or 'alpha=75', given {text!r}: write NAME, one of "
+            "< <= > >= =, and a number or LOW..HIGH"
+        )
+    known = {r.name.lower(): r for r in ranges}
+    found = known.get(match["name"].lower())
+    if found is None:
+        near = difflib.get_close_matches(match["name"].lower(), list(known), 1)
+        hint = f"did you mean {known[near[0]].name}?" if near else "choose one of them"
+        raise PerrinError(
+            f"expected a property that the model knows ({', '.join(r.name for r in ranges)}), "
+            f"given {match['name']!r}: {hint}"
+        )
+
+    def number(key: str) -> float:
+        value = convert(float(match[key]), match["unit"] or "", found.unit, found.name)
+        if not math.isfinite(value):
+            raise PerrinError(f"expected a finite number, given {text!r}: correct it")
+        return value
+
+    op = match["op"]
+    if match["low"] is not None:
+        low, high = number("low"), number("high")
+        if op != "=" or low > high:
+            raise PerrinError(
+                f"expected a range such as {found.name}=1..2, the lower end first, given {text!r}"
+            )
+    else:
+        low = number("value") if op in (">", ">=", "=") else -math.inf
+        high = number("value") if op in ("<", "<=", "=") else math.inf
+    return Wish(name=found.name, unit=found.unit, low=low, high=high)
+
+
+def parse_wishes(texts: Sequence[str], ranges: Sequence[Range]) -> tuple[Wish, ...]:
+    """Wishes from texts, at most one for each property, in the order of the properties.
+
+    Raises:
+        PerrinError: as `parse_wish`; or wishes for one property exclude each other.
+    """
+    held: dict[str, Wish] = {}
+    for text in texts:
+        wish = parse_wish(text, ranges)
+        before = held.get(wish.name, Wish(name=wish.name, unit=wish.unit))
+        low, high = max(before.low, wish.low), min(before.high, wish.high)
+        if low > high:
+            raise PerrinError(
+                f"expected wishes that can hold together, given {before} and {wish}: leave one of them out"
+            )
+        held[wish.name] = Wish(name=wish.name, unit=wish.unit, low=low, high=high)
+    return tuple(held[r.name] for r in ranges if r.name in held)
+
+
+def intervals(wishes: Sequence[Wish], ranges: Sequence[Range]) -> Tensor:
+    """Wishes in standard units, `[P, 2]`."""
+    held = {w.name: w for w in wishes}
+    rows = []
+    for r in ranges:
+        wish = held.get(r.name)
+        rows.append([r.standard(wish.low), r.standard(wish.high)] if wish else [-math.inf, math.inf])
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def counsel(
+    wishes: Sequence[Wish], ranges: Sequence[Range], table: Table | None
+) -> tuple[list[str], list[str]]:
+    """What the training data say: a line for each wish, and warnings about those that they do not meet."""
+    held = {r.name: r for r in ranges}
+    lines, warnings = [], []
+    whole = intervals(wishes, ranges)
+    for wish in wishes:
+        r = held[wish.name]
+        unit = f" {r.unit}" if r.unit else ""
+        text = f"{wish}; training data {r.low:.5g} to {r.high:.5g}{unit}"
+        if table is not None:
+            alone = torch.where(
+                torch.tensor([x.name == r.name for x in ranges])[:, None], whole, _open(whole)
+            )
+            met = int(table.inside(alone).sum())
+            text += f", {_share(met, len(table.sizes))} of them inside" + (
+                " or near" if wish.low == wish.high else ""
+            )
+        lines.append(text)
+        if wish.high < r.low or wish.low > r.high:
+            warnings.append(
+                f"{wish} is outside the training data, which have {r.low:.5g} to {r.high:.5g}{unit}: expect molecules near "
+                "that range, and many that are wrong"
+            )
+    if table is None or warnings:
+        return lines, warnings
+    if len(wishes) > 1 and not bool(table.inside(whole).any()):
+        told = []
+        for wish in wishes:
+            r = held[wish.name]
+            others = torch.where(
+                torch.tensor([x.name == r.name for x in ranges])[:, None], _open(whole), whole
+            )
+            column = table.z[table.inside(others), [x.name for x in ranges].index(r.name)]
+            column = column[torch.isfinite(column)] * r.std + r.mean
+            unit = f" {r.unit}" if r.unit else ""
+            told.append(
+                f"{r.name} is {float(column.min()):.5g} to {float(column.max()):.5g}{unit} where the others hold"
+                if len(column)
+                else f"none meets the others without {r.name}"
+            )
+        warnings.append(
+            f"none of {len(table.sizes)} training molecules meets these wishes together ({'; '.join(told)})"
+        )
+    return lines, warnings
+
+
+def _open(whole: Tensor) -> Tensor:
+    return torch.tensor([-math.inf, math.inf]).expand_as(whole)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.2g} %" if part else f"none of {whole}"
