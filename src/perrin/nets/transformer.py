@@ -75,9 +75,9 @@ class AdaptiveTransformer(nn.Module):
         return _normed(x) * (1 + g) + b
 
     def compile_blocks(self) -> None:
-        """Compile the block, once for all."""
+        """Compile the repeated block, once for every shape it meets, and never the unrolled stack."""
         for block in self.blocks:
-            block.compile()
+            block.compile(dynamic=False)
 
 
 class ResidualMLP(nn.Module):

@@ -120,7 +120,7 @@ class ParticleNetwork(nn.Module):
             seen = torch.cat((difference, apart), -1)
             c = torch.nn.functional.silu(self.time(t) + self.told(torch.cat((fields[JET], fields[KIND]), -1)))
         bias = self.pairs(seen).permute(0, 3, 1, 2).float()
-        bias = bias + torch.where(mask, 0.0, _BLOCKED)[:, None, None, :]
+        bias = bias.masked_fill(~mask[:, None, None, :], _BLOCKED)
         h = self.trunk(h, c, bias)
         with full_precision(x):
             y = self.outer(h.float())

@@ -155,7 +155,9 @@ def make_task(
 
     def encode(rows: dict[str, Tensor], generator: torch.Generator) -> tuple[State, State]:
         device = rows["incident"].device
-        s = scales.setdefault(device, Scales(config, device))
+        if device not in scales:
+            scales[device] = Scales(config, device)
+        s = scales[device]
         incident = rows["incident"].float()
         voxels = rows["voxels"].float().reshape(-1, LAYERS, ANGLES, RADII)
         turn = torch.randint(0, ANGLES, (len(voxels), 1), generator=generator, device=device)
