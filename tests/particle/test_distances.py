@@ -68,7 +68,9 @@ def test_w1_and_separation_in_closed_form() -> None:
     assert wasserstein(x, np.zeros(0)) == np.inf
     assert separation(np.array([1.0, 0]), np.array([0.0, 3])) == pytest.approx(1)
     assert separation(np.array([2.0, 2]), np.array([1.0, 1])) == 0
-    assert separation(np.array([3.0, 1]), np.array([1.0, 1])) == pytest.approx(0.5 * (0.25**2 / 1.25 + 0.25**2 / 0.75))
+    assert separation(np.array([3.0, 1]), np.array([1.0, 1])) == pytest.approx(
+        0.5 * (0.25**2 / 1.25 + 0.25**2 / 0.75)
+    )
     assert separation_of(x, x + 100) == pytest.approx(1)
     assert separation_of(np.zeros(5), np.ones(5), log=True) == pytest.approx(1)
 
@@ -112,4 +114,6 @@ def test_fair_crps_is_the_double_sum(members: int) -> None:
 def test_fair_crps_does_not_depend_on_the_number_of_members() -> None:
     # CRPS of a standard normal at 0 is (√2 − 1)/√π
     x = torch.randn(3, 200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert float(fair_crps(x, torch.zeros(200_000).double()).mean()) == pytest.approx((2**0.5 - 1) / np.pi**0.5, abs=3e-3)
+    assert float(fair_crps(x, torch.zeros(200_000).double()).mean()) == pytest.approx(
+        (2**0.5 - 1) / np.pi**0.5, abs=3e-3
+    )

@@ -89,7 +89,12 @@ def test_particle_net_is_the_plain_sum_over_neighbours() -> None:
             distance = torch.cdist(jet[:, :2], jet[:, :2]) if number == 0 else torch.cdist(jet, jet)
             order = distance.argsort(1)[:, 1:17]
             rows.append(
-                torch.stack([edge.model(torch.cat((jet[i].expand(16, -1), jet[order[i]] - jet[i]), 1)).mean(0) for i in range(30)])
+                torch.stack(
+                    [
+                        edge.model(torch.cat((jet[i].expand(16, -1), jet[order[i]] - jet[i]), 1)).mean(0)
+                        for i in range(30)
+                    ]
+                )
             )
         h = torch.cat((torch.stack(rows), h), -1)
     torch.testing.assert_close(net(x), net.fc1(h.mean(1)), rtol=1e-4, atol=1e-4)
@@ -158,7 +163,9 @@ def test_the_network_commutes_with_permutations(jets: Jets) -> None:
     layouts = layouts_for({}, state)[1]
     turn = torch.randperm(30)
     a = model.second(state, batch["second.t"], layouts=layouts)["particles"]
-    b = model.second(state | {"particles": state["particles"][:, turn]}, batch["second.t"], layouts=layouts)["particles"]
+    b = model.second(state | {"particles": state["particles"][:, turn]}, batch["second.t"], layouts=layouts)[
+        "particles"
+    ]
     torch.testing.assert_close(b, a[:, turn], rtol=1e-4, atol=1e-5)
 
 
@@ -168,7 +175,12 @@ def test_padding_is_neither_seen_nor_changed(jets: Jets) -> None:
     for p in model.parameters():
         p.data.normal_(0, 0.1)
     mask = (torch.arange(30) < 7)[None]
-    state = {"particles": torch.randn(1, 30, 3), "jet": torch.randn(1, 6), "class": torch.ones(1, 1), "mask": mask}
+    state = {
+        "particles": torch.randn(1, 30, 3),
+        "jet": torch.randn(1, 6),
+        "class": torch.ones(1, 1),
+        "mask": mask,
+    }
     layouts = layouts_for({}, state)[1]
     a = model.second(state, torch.tensor([0.3]), layouts=layouts)["particles"]
     other = state | {"particles": torch.where(mask[..., None], state["particles"], torch.tensor(7.0))}
@@ -208,7 +220,11 @@ def test_ranges_are_kept(trained: JetModel) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "words"),
-    [({"kind": "charm"}, "--class gluon, top"), ({"pt": (10, 20)}, "--pt within"), ({"mass": (90, 80)}, "--mass within")],
+    [
+        ({"kind": "charm"}, "--class gluon, top"),
+        ({"pt": (10, 20)}, "--pt within"),
+        ({"mass": (90, 80)}, "--mass within"),
+    ],
 )
 def test_what_cannot_be_had_is_refused(trained: JetModel, asked: dict, words: str) -> None:
     with pytest.raises(PerrinError, match=words):
@@ -226,7 +242,9 @@ def test_the_report_has_truth_beside(jets: Jets) -> None:
 def test_features_have_their_meaning(jets: Jets) -> None:
     x = jet_features(jets).numpy()
     np.testing.assert_allclose(np.exp(x[:, 0]), jets.jets[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(x[:, 4] * np.exp(x[:, 2]) / np.exp(x[:, 0]), relative_mass(jets.particles), rtol=1e-5)
+    np.testing.assert_allclose(
+        x[:, 4] * np.exp(x[:, 2]) / np.exp(x[:, 0]), relative_mass(jets.particles), rtol=1e-5
+    )
 
 
 @pytest.mark.skipif(not (find_spec("pythia8mc") and find_spec("fastjet")), reason="needs Pythia and FastJet")
@@ -238,7 +256,9 @@ def test_pythia_gives_jets_of_the_recipe() -> None:
     assert found.jets[:, 0].min() > 800
     assert found.jets[:, 0].max() < 1600
     again = make_chunk("top", 3, 0, count=20)
-    np.testing.assert_array_equal(again.particles, found.particles[:20])  # the first jets of more are the same
+    np.testing.assert_array_equal(
+        again.particles, found.particles[:20]
+    )  # the first jets of more are the same
     # 10,000 jets of the recipe: mass 138.9 GeV (deviation 37.6), 64.6 constituents (17.4)
     assert found.jets[:, 2].mean() == pytest.approx(138.9, abs=4 * 37.6 / 60**0.5)
     assert found.jets[:, 3].mean() == pytest.approx(64.6, abs=4 * 17.4 / 60**0.5)

@@ -16,7 +16,13 @@ from perrin.modalities.particle.showers.evaluate import evaluate_showers, linear
 from perrin.modalities.particle.showers.features import features, high_level, low_level
 from perrin.modalities.particle.showers.files import Showers, read_showers, write_showers
 from perrin.modalities.particle.showers.geometry import ANGLES, CUT, ETA, LAYERS, PHI, RADII
-from perrin.modalities.particle.showers.model import Scales, ShowerModel, make_task, shower_config, training_data
+from perrin.modalities.particle.showers.model import (
+    Scales,
+    ShowerModel,
+    make_task,
+    shower_config,
+    training_data,
+)
 from perrin.modalities.particle.showers.network import CylinderConv, NetworkConfig, ShowerConfig, build
 from perrin.modalities.particle.staged import SamplingOptions
 from perrin.train import Checkpoint, Trainer, TrainOptions
@@ -124,7 +130,9 @@ def test_energies_survive_their_encoding(showers: Showers, config: ShowerConfig)
     torch.testing.assert_close(back, layers.double(), rtol=1e-4, atol=1e-5)
     x = scales.encode_voxels(voxels)
     assert float(x.std()) == pytest.approx(1, abs=0.05)
-    torch.testing.assert_close(scales.decode_voxels(x, layers.double()), voxels.double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        scales.decode_voxels(x, layers.double()), voxels.double(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_what_is_decoded_adds_up_and_is_empty_or_above_the_cut(config: ShowerConfig) -> None:
@@ -161,7 +169,9 @@ def test_turns_leave_the_distribution(showers: Showers, config: ShowerConfig) ->
     turned = batch["second.x_0.voxels"]
     plain = Scales(config).encode_voxels(data["voxels"].reshape(-1, LAYERS, ANGLES, RADII))[task.plan(0)[1]]
     for a, b in zip(turned, plain):
-        whole = torch.cat([b.roll(k, 1) for k in range(ANGLES)] + [b.flip(1).roll(k, 1) for k in range(ANGLES)])
+        whole = torch.cat(
+            [b.roll(k, 1) for k in range(ANGLES)] + [b.flip(1).roll(k, 1) for k in range(ANGLES)]
+        )
         same = (whole.reshape(2 * ANGLES, *b.shape) - a).abs().amax((1, 2, 3)) < 1e-5
         assert bool(same.any())
 
@@ -171,7 +181,9 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, showers: Showers, config: Sh
         torch.manual_seed(0)
         model = build(config)
         task = make_task(model, config, training_data(showers), batch=16, seed=0)
-        options = TrainOptions(steps=steps, batch=16, lr=3e-3, warmup=3, cooldown=0, log_every=2, save_every=2)
+        options = TrainOptions(
+            steps=steps, batch=16, lr=3e-3, warmup=3, cooldown=0, log_every=2, save_every=2
+        )
         Trainer(task, options, tmp_path / folder, accelerator="cpu").run()
         found = Checkpoint.load(tmp_path / folder)
         assert found is not None

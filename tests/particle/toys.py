@@ -16,7 +16,9 @@ def toy_jets(count: int, seed: int = 0) -> Jets:
     for row, n in zip(particles, number.clip(max=30)):
         pt = np.sort(rng.dirichlet(np.full(n, 0.3)) + 1e-5)[::-1]
         row[:n] = np.stack([*rng.normal(0, 0.08, (2, n)), 0.9 * pt / pt.sum(), np.ones(n)], 1)
-    jets = np.stack([rng.uniform(800, 1600, count), rng.normal(0, 1, count), rng.gamma(4, 20, count) + 5, number], 1)
+    jets = np.stack(
+        [rng.uniform(800, 1600, count), rng.normal(0, 1, count), rng.gamma(4, 20, count) + 5, number], 1
+    )
     return Jets(particles, jets.astype(np.float32))
 
 

@@ -173,7 +173,11 @@ def _parser(verb: str) -> ArgumentParser:
                 metavar="BUNDLE",
                 help="modality/name, or the path of a bundle (default: the shipped one)",
             )
-        each = {"vary": " from each molecule of the file", "simulate": " from each state", "invert": " for each field"}
+        each = {
+            "vary": " from each molecule of the file",
+            "simulate": " from each state",
+            "invert": " for each field",
+        }
         parser.add_argument("-n", type=int, required=True, help=f"how many samples{each.get(verb, '')}")
         parser.add_argument(
             "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +25,20 @@ class PeriodicBlock(nn.Module):
         return x + self.second(F.silu(self.norm(self.first(x)) * (1 + g) + b))
 
 
+class PeriodicLevel(nn.Module):
+    """Blocks at one resolution."""
+
+    def __init__(self, channels: int, blocks: int, condition: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(PeriodicBlock(channels, condition) for _ in range(blocks))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """See `PeriodicBlock.forward`."""
+        for block in self.blocks:
+            x = block(x, c)
+        return x
+
+
 class PeriodicUNet(nn.Module):
     """Fields to fields of the same grid.
 
@@ -33,16 +49,14 @@ class PeriodicUNet(nn.Module):
         condition: width of the condition.
     """
 
-    def __init__(self, inside: int, outside: int, widths: tuple[int, ...], blocks: int, condition: int) -> None:
+    def __init__(
+        self, inside: int, outside: int, widths: tuple[int, ...], blocks: int, condition: int
+    ) -> None:
         super().__init__()
         self.inner = nn.Conv2d(inside, widths[0], 3, padding=1, padding_mode="circular")
-        self.down = nn.ModuleList(
-            nn.ModuleList(PeriodicBlock(w, condition) for _ in range(blocks)) for w in widths
-        )
-        self.up = nn.ModuleList(
-            nn.ModuleList(PeriodicBlock(w, condition) for _ in range(blocks)) for w in widths[:-1]
-        )
-        pairs = list(zip(widths, widths[1:]))
+        self.down = nn.ModuleList(PeriodicLevel(w, blocks, condition) for w in widths)
+        self.up = nn.ModuleList(PeriodicLevel(w, blocks, condition) for w in widths[:-1])
+        pairs = list(itertools.pairwise(widths))
         self.narrow = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in pairs)
         self.widen = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairs)
         self.outer = nn.Conv2d(widths[0], outside, 3, padding=1, padding_mode="circular")
@@ -52,15 +66,13 @@ class PeriodicUNet(nn.Module):
         h = self.inner(x)
         kept = []
         for k, level in enumerate(self.down):
-            for block in level:  # type: ignore[union-attr]
-                h = block(h, c)
+            h = level(h, c)
             if k < len(self.narrow):
                 kept.append(h)
                 h = self.narrow[k](F.pixel_unshuffle(h, 2))
         for k in reversed(range(len(self.widen))):
             h = kept[k] + F.pixel_shuffle(self.widen[k](h), 2)
-            for block in self.up[k]:  # type: ignore[union-attr]
-                h = block(h, c)
+            h = self.up[k](h, c)
         return self.outer(h)
 
 

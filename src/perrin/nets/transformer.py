@@ -35,7 +35,9 @@ class AdaptiveBlock(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.mlp = nn.Sequential(
-            nn.Linear(width, expansion * width), nn.GELU(approximate="tanh"), nn.Linear(expansion * width, width)
+            nn.Linear(width, expansion * width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(expansion * width, width),
         )
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -80,24 +82,33 @@ class AdaptiveTransformer(nn.Module):
             block.compile(dynamic=False)
 
 
-class ResidualMLP(nn.Module):
-    """A perceptron for vectors, told a condition in every block, which starts as the identity."""
+class AdaptiveMLP(nn.Module):
+    """`x + g ⊙ Linear(SiLU(Linear((1 + γ) ⊙ LayerNorm(x) + β)))`, at first the identity."""
 
-    def __init__(self, depth: int, width: int, condition: int) -> None:
+    def __init__(self, width: int, condition: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([nn.Linear(condition, 3 * width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)])
-            for _ in range(depth)
-        )
-        for modulation, *_ in self.blocks:  # type: ignore[misc]
-            nn.init.zeros_(modulation.weight)
-            nn.init.zeros_(modulation.bias)
+        self.modulation = nn.Linear(condition, 3 * width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """`x` `[B, width]`, `c` `[B, condition]`."""
-        for modulation, up, down in self.blocks:  # type: ignore[misc]
-            g, b, o = modulation(c).chunk(3, dim=-1)
-            x = x + o * down(F.silu(up(_normed(x) * (1 + g) + b)))
+        g, b, o = self.modulation(c).chunk(3, dim=-1)
+        return x + o * self.down(F.silu(self.up(_normed(x) * (1 + g) + b)))
+
+
+class ResidualMLP(nn.Module):
+    """A perceptron for vectors, told a condition in every block."""
+
+    def __init__(self, depth: int, width: int, condition: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(AdaptiveMLP(width, condition) for _ in range(depth))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """See `AdaptiveMLP.forward`."""
+        for block in self.blocks:
+            x = block(x, c)
         return x
 
 

@@ -103,7 +103,9 @@ def data(a: Namespace) -> None:
     elif preset == "showers":
         _showers(a)
     else:
-        raise PerrinError(f"expected particle/jets, particle/kolmogorov or particle/showers, given {a.target!r}")
+        raise PerrinError(
+            f"expected particle/jets, particle/kolmogorov or particle/showers, given {a.target!r}"
+        )
 
 
 def _jets(a: Namespace) -> None:
@@ -117,7 +119,9 @@ def _jets(a: Namespace) -> None:
     chunks = -(-a.n // CHUNK)
     key = {"what": "jets", "class": a.kind, "seed": a.seed}
     parts = _chunks(a, key, chunks, _make_jets, (a.kind, a.seed))
-    whole = Jets(*(np.concatenate([parts[k][name] for k in range(chunks)])[: a.n] for name in ("particles", "jets")))
+    whole = Jets(
+        *(np.concatenate([parts[k][name] for k in range(chunks)])[: a.n] for name in ("particles", "jets"))
+    )
     words = {"generator": "Pythia 8, Monash, 13 TeV, and FastJet, anti-kT R = 0.4", "class": a.kind}
     write_jets(a.out, whole, words | {"seed": str(a.seed)})
     _finish(a, key)
@@ -177,7 +181,9 @@ def _make_flow(chunk: int) -> dict[str, np.ndarray]:
     return {"vorticity": make_chunk(flow, seed, chunk, times=times, interval=interval, grid=grid)}
 
 
-def _chunks(a: Namespace, key: dict[str, Any], count: int, work: Any, arguments: tuple[Any, ...]) -> dict[int, Any]:
+def _chunks(
+    a: Namespace, key: dict[str, Any], count: int, work: Any, arguments: tuple[Any, ...]
+) -> dict[int, Any]:
     """The parts of a data set by number, those of unfinished work among them."""
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered

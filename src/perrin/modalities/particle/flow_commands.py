@@ -30,7 +30,9 @@ def simulate(a: Namespace) -> None:
 
     check_counts(n=a.n, batch=a.batch, intervals=a.intervals)
     if not a.start:
-        raise PerrinError("expected --from with states to start from, given none: perrin data particle/kolmogorov")
+        raise PerrinError(
+            "expected --from with states to start from, given none: perrin data particle/kolmogorov"
+        )
     check_suffix(a.out)
     model = _model(a)
     options = model.sampling.changed(steps=a.steps, solver=a.solver)
@@ -54,7 +56,9 @@ def simulate(a: Namespace) -> None:
     write_flow(a.out, Trajectories(found.reshape(-1, *found.shape[2:]), model.config.interval, words))
     _record(a, model, options, seconds)
     each = 1000 * seconds / (found.shape[0] * found.shape[1] * a.intervals)
-    print(f"{a.n} runs from each of {len(found)} states in {a.out}: {seconds:.1f} s, {each:.3g} ms for a state")
+    print(
+        f"{a.n} runs from each of {len(found)} states in {a.out}: {seconds:.1f} s, {each:.3g} ms for a state"
+    )
 
 
 def invert(a: Namespace) -> None:
@@ -75,13 +79,15 @@ def invert(a: Namespace) -> None:
         raise PerrinError(f"expected --noise and --blur above 0, given {a.noise} and {a.blur}")
     check_suffix(a.out)
     model = _model(a)
-    options = model.sampling.changed(steps=a.steps, solver=a.solver, start=0.999)
+    options = model.sampling.changed(steps=a.steps, solver=a.solver or "sde-dpmpp-2m", start=0.999)
     if a.dry_run:
         print(plan_table(options.plan(model.denoiser, options.steps)))
         return
     given = read_flow(a.measured)
     if given.vorticity.shape[1] < 2:
-        raise PerrinError(f"expected at least two times in {a.measured}, given 1: the state before and the measured one")
+        raise PerrinError(
+            f"expected at least two times in {a.measured}, given 1: the state before and the measured one"
+        )
     model.check(given.vorticity[:, -1], given.interval)
     before = torch.from_numpy(np.repeat(given.vorticity[:, -2], a.n, 0))
     truth = torch.from_numpy(np.repeat(given.vorticity[:, -1], a.n, 0))
@@ -103,7 +109,9 @@ def invert(a: Namespace) -> None:
     write_flow(a.out, Trajectories(found, model.config.interval, words))
     _record(a, model, options, seconds)
     error = (torch.cat(parts) - truth).square().mean().sqrt() / model.config.scale
-    print(f"{a.n} fields for each of {len(given)} measurements in {a.out}: {seconds:.1f} s; error of a sample {error:.3f} σ")
+    print(
+        f"{a.n} fields for each of {len(given)} measurements in {a.out}: {seconds:.1f} s; error of a sample {error:.3f} σ"
+    )
 
 
 def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:

@@ -26,9 +26,13 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise PerrinError(f"expected an HDF5 file, given {path}, which cannot be read as one: check it") from error
+        raise PerrinError(
+            f"expected an HDF5 file, given {path}, which cannot be read as one: check it"
+        ) from error
     try:
         with file:
             yield file
     except OSError as error:  # chunks that were cut off or damaged
-        raise PerrinError(f"expected a whole HDF5 file, given {path}, which is damaged: get it again") from error
+        raise PerrinError(
+            f"expected a whole HDF5 file, given {path}, which is damaged: get it again"
+        ) from error

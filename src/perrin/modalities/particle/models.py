@@ -27,7 +27,9 @@ def load(bundle: Bundle, *, device: str = "cpu") -> Any:
         from perrin.modalities.particle.flow.model import FlowModel
 
         return FlowModel.from_bundle(bundle, device=device)
-    raise PerrinError(f"expected a model of showers, jets or a flow in {bundle.path}, given {kind!r}: update perrin")
+    raise PerrinError(
+        f"expected a model of showers, jets or a flow in {bundle.path}, given {kind!r}: update perrin"
+    )
 
 
 def choose_device(name: str | None) -> str:

@@ -50,7 +50,9 @@ def sample(a: Namespace) -> None:
     device = choose_device(a.device)
     model = load(str(find_bundle(a.target)), device=device)
     if model.kind == "flow":
-        raise PerrinError(f"expected a model of showers or jets, given {a.target}: use perrin simulate for flows")
+        raise PerrinError(
+            f"expected a model of showers or jets, given {a.target}: use perrin simulate for flows"
+        )
     check_options(model.kind, energy=energy, kind=a.kind, pt=pt, mass=mass)
     model.precision, model.mode = a.precision, a.mode
     options = model.sampling.changed(steps=a.steps, solver=a.solver)
@@ -90,7 +92,11 @@ def sample(a: Namespace) -> None:
     units = [tuple(left[k : k + batch]) for k in range(0, len(left), batch)]
     begin = time.perf_counter()
     work = map_unordered(
-        _run, units, workers=workers if len(left) >= 16 else 1, setup=_setup, arguments=(model, a.seed, wish, options)
+        _run,
+        units,
+        workers=workers if len(left) >= 16 else 1,
+        setup=_setup,
+        arguments=(model, a.seed, wish, options),
     )
     with progress(f"sampling {a.target}", a.n) as advance:
         advance(done)
@@ -102,7 +108,12 @@ def sample(a: Namespace) -> None:
     columns = [np.stack([rows[i][k] for i in range(a.n)]) for k in (0, 1)]
     words = {"generator": f"perrin sample {a.target}, seed {a.seed}", "model_sha256": model.sha256}
     _write(model.kind, output, columns, words)
-    result = {"samples": a.n, "evaluations": plan.nfe, "first_evaluations": first.nfe, "seconds": round(seconds, 2)}
+    result = {
+        "samples": a.n,
+        "evaluations": plan.nfe,
+        "first_evaluations": first.nfe,
+        "seconds": round(seconds, 2),
+    }
     result |= {"workers": workers, "device": device}
     content = record(
         "sample",

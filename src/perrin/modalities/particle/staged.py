@@ -181,7 +181,10 @@ class StagedTask:
         out: dict[str, Tensor] = {}
         total = torch.zeros((), device=batch["first.t"].device)
         for k, (name, part, weight) in enumerate(
-            (("first", self.denoiser.first, self.loss_config.first_weight), ("second", self.denoiser.second, 1.0))
+            (
+                ("first", self.denoiser.first, self.loss_config.first_weight),
+                ("second", self.denoiser.second, 1.0),
+            )
         ):
             t = batch[f"{name}.t"]
             estimate = model(name, _part(batch, f"{name}.x_t."), t, layouts=layouts[k])

@@ -74,7 +74,7 @@ def train(a: Namespace) -> None:
     names = ", ".join(Path(word.partition("=")[2] or word).name for word in a.data.split(","))
     card = (
         f"# {out.name}\n\nA model of {preset} trained on {count} samples of {names}"
-        f"{', from ' + a.start if a.start else ''}.\n\nMetrics: none measured yet; sample it and `perrin evaluate` the file.\n"
+        f"{', from ' + a.start if a.start else ''}.\n\nMetrics: none measured yet; `perrin evaluate` what it samples.\n"
     )
     write_bundle(
         out,

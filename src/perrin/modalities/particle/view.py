@@ -64,7 +64,9 @@ def figure(name: str, curve: Curve, log: bool = False) -> str:
     """A figure of steps."""
     rows = [r for r in (curve.truth, curve.ours) if r is not None]
     if log:
-        floor = min(r[r > 0].min() for r in rows if (r > 0).any()) if any((r > 0).any() for r in rows) else 1.0
+        floor = (
+            min(r[r > 0].min() for r in rows if (r > 0).any()) if any((r > 0).any() for r in rows) else 1.0
+        )
         rows = [np.log10(np.maximum(r, floor)) for r in rows]
     low = min(min(float(r.min()) for r in rows), 0.0) if not log else min(float(r.min()) for r in rows)
     high = max(float(r.max()) for r in rows)
@@ -77,7 +79,9 @@ def figure(name: str, curve: Curve, log: bool = False) -> str:
     parts = []
     for r, colour in zip(rows, (_GREY, _BLUE) if len(rows) > 1 else (_BLUE,)):
         points = [place(float(curve.x[k + d]), float(v)) for k, v in enumerate(r) for d in (0, 1)]
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{" ".join(points)}"/>')
+        parts.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{" ".join(points)}"/>'
+        )
     top = f"10^{high:.1f}" if log else f"{high:.3g}"
     text = (
         f'<text x="{_M}" y="{_H - 8}" font-size="11">{a:.3g}</text>'
@@ -101,7 +105,11 @@ def image(name: str, values: Array, signed: bool = False) -> str:
         for j in range(columns):
             v = float(values[i, j]) / top
             if signed:
-                c = (255, int(255 * (1 - v)), int(255 * (1 - v))) if v > 0 else (int(255 * (1 + v)), int(255 * (1 + v)), 255)
+                c = (
+                    (255, int(255 * (1 - v)), int(255 * (1 - v)))
+                    if v > 0
+                    else (int(255 * (1 + v)), int(255 * (1 + v)), 255)
+                )
             else:
                 c = (int(255 * (1 - v)), int(255 * (1 - 0.6 * v)), 255 - int(75 * v))
             if v:
@@ -129,7 +137,10 @@ def _showers(names: list[str]) -> list[str]:
         ("log10 voxel energy (MeV)", [np.log10(s.voxels[s.voxels > 0][:2_000_000]) for s in sets]),
     ):
         out.append(histogram(name, *_pair(values)))
-    grids = [(s.voxels / s.incident[:, None]).mean(0, dtype=np.float64).reshape(LAYERS, ANGLES, RADII) for s in sets]
+    grids = [
+        (s.voxels / s.incident[:, None]).mean(0, dtype=np.float64).reshape(LAYERS, ANGLES, RADII)
+        for s in sets
+    ]
     for name, axes, x in (
         ("mean energy / incident by layer", (1, 2), np.arange(LAYERS + 1.0)),
         ("… by radius (mm)", (0, 1), RADIAL_BIN * np.arange(RADII + 1.0)),
@@ -139,7 +150,9 @@ def _showers(names: list[str]) -> list[str]:
     for k in range(min(4, len(sets[0]))):
         grid = sets[0].voxels[k].reshape(LAYERS, ANGLES, RADII).sum(1)
         side = np.concatenate([grid[:, ::-1], grid], 1).T
-        out.append(image(f"shower {k}, {sets[0].incident[k] / 1000:.1f} GeV: log(1 + E), along", np.log1p(side)))
+        out.append(
+            image(f"shower {k}, {sets[0].incident[k] / 1000:.1f} GeV: log(1 + E), along", np.log1p(side))
+        )
     return out
 
 
@@ -174,7 +187,11 @@ def _flow(names: list[str]) -> list[str]:
     out = [
         histogram("vorticity", *_pair([s[:, -1].ravel()[:500_000].astype(np.float64) for s in sets])),
         histogram("energy", *_pair([energy(t).numpy() for t in tensors])),
-        figure("energy by wave number, log10", Curve(np.arange(1.0, len(spectra[0]) + 2), *_pair(spectra)), log=True),
+        figure(
+            "energy by wave number, log10",
+            Curve(np.arange(1.0, len(spectra[0]) + 2), *_pair(spectra)),
+            log=True,
+        ),
     ]
     for k in range(min(3, len(sets[0]))):
         for t in (0, sets[0].shape[1] - 1):

@@ -51,5 +51,5 @@ def check(flow: Flow, *, times: int, interval: float, grid: int) -> None:
 
 def trajectories(flow: Flow, parts: list[np.ndarray], interval: float) -> Trajectories:
     """Chunks as one set, with the flow's parameters."""
-    words = {k: v for k, v in asdict(flow).items()} | {"title": "Kolmogorov flow by a spectral solver, in float64"}
+    words = dict(asdict(flow).items()) | {"title": "Kolmogorov flow by a spectral solver, in float64"}
     return Trajectories(np.concatenate(parts), interval, words)

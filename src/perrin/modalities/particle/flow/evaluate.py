@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from perrin.errors import PerrinError
 from perrin.modalities.particle.flow.files import Trajectories
 from perrin.modalities.particle.flow.solver import divergence, energy, spectrum, velocity
 from perrin.modalities.particle.metrics.distances import Measured, wasserstein
-from perrin.modalities.particle.metrics.report import Line, bootstrapped, to_json
+from perrin.modalities.particle.metrics.report import Line, bootstrapped, lined, to_json
 
 _NAN = float("nan")
 
@@ -35,12 +34,12 @@ def evaluate_flow(generated: Trajectories, truth: Trajectories) -> dict[str, Any
     base, other = (torch.from_numpy(x).flatten(0, 1) for x in (b[:half], b[half:]))
     ours = torch.from_numpy(a[:, 1:] if a.shape[1] > 1 else a).flatten(0, 1)
     lines = [
-        Line("spectrum, mean |ratio − 1|", *(_spectra(base, x) for x in (ours, other)), "%"),
-        Line("divergence, largest / largest gradient", *(_divergence(x) for x in (ours, other))),
-        Line("W1 vorticity", *(_w1(base, x) for x in (ours, other))),
-        Line(
+        lined("spectrum, mean |ratio − 1|", (_spectra(base, x) for x in (ours, other)), "%"),
+        lined("divergence, largest / largest gradient", (_divergence(x) for x in (ours, other))),
+        lined("W1 vorticity", (_w1(base, x) for x in (ours, other))),
+        lined(
             "W1 energy",
-            *(bootstrapped(wasserstein, energy(base).numpy(), energy(x).numpy()) for x in (ours, other)),
+            (bootstrapped(wasserstein, energy(base).numpy(), energy(x).numpy()) for x in (ours, other)),
         ),
     ]
     members = int(generated.words.get("members", 1))
@@ -88,7 +87,10 @@ def _scores(generated: Trajectories, truth: Trajectories, members: int) -> tuple
     persistent = (held - right).abs().mean((-2, -1)) / scale
     correlation = _correlation(ours.mean(1), right)
     single = _correlation(ours[:, 0], right)
-    error = partial(lambda x: float(x.std() / np.sqrt(len(x))) if len(x) > 1 else _NAN)
+
+    def error(x: torch.Tensor) -> float:
+        return float(x.std() / np.sqrt(len(x))) if len(x) > 1 else _NAN
+
     lines = [
         Line(
             f"fair CRPS / σ after {k + 1} interval{'s' if k else ''} (beside: persistence)",
@@ -97,8 +99,12 @@ def _scores(generated: Trajectories, truth: Trajectories, members: int) -> tuple
         )
         for k in sorted({0, min(3, crps.shape[1] - 1), crps.shape[1] - 1})
     ]
-    times = [_time_to(c.mean(0), generated.interval) for c in (single, _correlation(held.expand_as(right), right))]
-    lines.append(Line("time to correlation 0.8 (beside: persistence)", *(Measured(t, _NAN) for t in times), "time"))
+    times = [
+        _time_to(c.mean(0), generated.interval) for c in (single, _correlation(held.expand_as(right), right))
+    ]
+    lines.append(
+        lined("time to correlation 0.8 (beside: persistence)", (Measured(t, _NAN) for t in times), "time")
+    )
     series = {
         "interval": generated.interval,
         "crps": crps.mean(0).tolist(),

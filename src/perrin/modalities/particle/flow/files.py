@@ -41,7 +41,9 @@ class Trajectories:
 def check_suffix(path: str | Path) -> None:
     """Raise a `PerrinError` unless trajectories can be written to a file of that name."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise PerrinError(f"expected a file of flows ({', '.join(SUFFIXES)}), given {path}: change its suffix")
+        raise PerrinError(
+            f"expected a file of flows ({', '.join(SUFFIXES)}), given {path}: change its suffix"
+        )
 
 
 def read_flow(path: str | Path) -> Trajectories:
@@ -52,14 +54,26 @@ def read_flow(path: str | Path) -> Trajectories:
     """
     with open_hdf5(path) as file:
         if "vorticity" not in file or "time" not in file:
-            raise PerrinError(f"expected vorticity and time in {path}, given neither or one: is it a file of flows?")
+            raise PerrinError(
+                f"expected vorticity and time in {path}, given neither or one: is it a file of flows?"
+            )
         w, time = file["vorticity"], np.asarray(file["time"], dtype=np.float64)
-        if w.ndim != 4 or w.shape[2] != w.shape[3] or w.shape[1] != len(time) or 0 in w.shape or w.shape[2] % 2:
+        if (
+            w.ndim != 4
+            or w.shape[2] != w.shape[3]
+            or w.shape[1] != len(time)
+            or 0 in w.shape
+            or w.shape[2] % 2
+        ):
             raise PerrinError(
                 f"expected vorticity [trajectory, time, y, x] on an even square grid in {path}, given {list(w.shape)}"
             )
         data = np.asarray(w, dtype=np.float32)
-        words = {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items() if not k.startswith("_")}
+        words = {
+            k: v.item() if isinstance(v, np.generic) else v
+            for k, v in file.attrs.items()
+            if not k.startswith("_")
+        }
     bad = ~np.isfinite(data).all((1, 2, 3))
     if bad.any():
         raise PerrinError(
@@ -88,7 +102,9 @@ def write_flow(path: str | Path, flow: Trajectories) -> None:
         }
         for name, values in axes.items():
             file.create_dataset(name, data=values).make_scale(name)
-        w = file.create_dataset("vorticity", data=flow.vorticity, compression="gzip", compression_opts=4, shuffle=True)
+        w = file.create_dataset(
+            "vorticity", data=flow.vorticity, compression="gzip", compression_opts=4, shuffle=True
+        )
         for k, name in enumerate(axes):
             w.dims[k].attach_scale(file[name])
         w.attrs["long_name"] = "vorticity of a two-dimensional flow, per unit of time"

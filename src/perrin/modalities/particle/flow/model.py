@@ -39,7 +39,13 @@ from perrin.core.replay import Mode
 from perrin.errors import PerrinError
 from perrin.modalities.particle.flow.files import Trajectories
 from perrin.modalities.particle.flow.solver import project
-from perrin.modalities.particle.staged import LossConfig, SamplingOptions, fingerprint, full_precision, load_weights
+from perrin.modalities.particle.staged import (
+    LossConfig,
+    SamplingOptions,
+    fingerprint,
+    full_precision,
+    load_weights,
+)
 from perrin.nets import TimeEmbedding
 from perrin.nets.periodic import PeriodicUNet, downsampled
 from perrin.run.pool import one_thread
@@ -83,7 +89,9 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         if not downsampled(self.network.widths, self.size):
-            raise ValueError(f"expected a grid that can be halved {len(self.network.widths) - 1} times, given {self.size}")
+            raise ValueError(
+                f"expected a grid that can be halved {len(self.network.widths) - 1} times, given {self.size}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -124,7 +132,9 @@ class FlowNetwork(nn.Module):
         self.time = TimeEmbedding(c.condition)
         self.body = PeriodicUNet(2, 1, c.widths, c.blocks, c.condition)
 
-    def forward(self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None) -> State:
+    def forward(
+        self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None
+    ) -> State:
         x = fields[CHANGE]
         y = self.body(torch.cat((x, fields[NOW]), 1), self.time(t))
         with full_precision(x):
@@ -163,7 +173,12 @@ class FlowTask:
         count = len(data) * (self.times - 1)
         self.loss_config = LossConfig(mean=-1.0, std=1.6)
         mark = fingerprint({"vorticity": self.fields})
-        self.config = {"model": config.to_json(), "loss": asdict(self.loss_config), "samples": count, "data": mark}
+        self.config = {
+            "model": config.to_json(),
+            "loss": asdict(self.loss_config),
+            "samples": count,
+            "data": mark,
+        }
         self.plan, self.criterion = BatchPlan([count], batch, seed), DenoisingLoss()
 
     def to(self, device: torch.device) -> None:
@@ -186,7 +201,9 @@ class FlowTask:
         across = period * torch.randint(0, n // period, (len(index), 1), generator=generator, device=device)
         line = torch.arange(n, device=device)
         rows, columns = (line + across) % n, (line + along) % n
-        pair = pair.gather(2, rows[:, None, :, None].expand_as(pair)).gather(3, columns[:, None, None].expand_as(pair))
+        pair = pair.gather(2, rows[:, None, :, None].expand_as(pair)).gather(
+            3, columns[:, None, None].expand_as(pair)
+        )
         now, change = pair[:, :1] / c.scale, (pair[:, 1:] - pair[:, :1]) / c.change
         u = stratified(torch.rand(len(index), generator=generator, device=device))
         schedule, loss = self.denoiser.process.schedule, self.loss_config
@@ -251,7 +268,9 @@ class FlowModel:
         """Raise a `PerrinError` unless these are fields of the model's grid (and interval, where one is known)."""
         n = self.config.size
         if vorticity.ndim != 3 or vorticity.shape[1:] != (n, n) or not len(vorticity):
-            raise PerrinError(f"expected vorticity [N, {n}, {n}] to start from, given {list(vorticity.shape)}")
+            raise PerrinError(
+                f"expected vorticity [N, {n}, {n}] to start from, given {list(vorticity.shape)}"
+            )
         if not np.isfinite(vorticity).all():
             raise PerrinError("expected finite vorticity to start from, given NaN or infinity")
         if interval and abs(interval / self.config.interval - 1) > 1e-3:
@@ -289,7 +308,14 @@ class FlowModel:
         return now.to(self.device) + c.change * project(x.squeeze(1)).to(x)
 
     def simulate(
-        self, start: np.ndarray, intervals: int, *, members: int = 1, seed: int = 0, batch: int = 64, **options: Any
+        self,
+        start: np.ndarray,
+        intervals: int,
+        *,
+        members: int = 1,
+        seed: int = 0,
+        batch: int = 64,
+        **options: Any,
     ) -> np.ndarray:
         """Trajectories from states: `[N, members, intervals + 1, n, n]`, float32, the start first.
 
@@ -305,7 +331,9 @@ class FlowModel:
         """
         self.check(start)
         if intervals < 1 or members < 1:
-            raise PerrinError(f"expected intervals and members of at least 1, given {intervals} and {members}")
+            raise PerrinError(
+                f"expected intervals and members of at least 1, given {intervals} and {members}"
+            )
         chosen = self.sampling.changed(**options)
         now = torch.from_numpy(np.repeat(start, members, 0)).float()
         seeds = sample_seeds(seed, range(len(now)))
@@ -314,7 +342,8 @@ class FlowModel:
             for step in range(intervals):
                 later = sample_seeds(_mixed(seed, step), range(len(now))) ^ seeds
                 parts = [
-                    self.next(a.to(self.device), b, chosen).cpu() for a, b in zip(now.split(batch), later.split(batch))
+                    self.next(a.to(self.device), b, chosen).cpu()
+                    for a, b in zip(now.split(batch), later.split(batch))
                 ]
                 now = torch.cat(parts)
                 out.append(now)

@@ -4,7 +4,7 @@ In vorticity ω = ∂_x v − ∂_y u and streamfunction ψ, with −Δψ = ω, 
 
     ∂_t ω + u ∂_x ω + v ∂_y ω = ν Δω − μ ω − χ k cos(k y),
 
-whose force is (χ sin(k y), 0) and whose friction is −μ (u, v). Velocities that come from a streamfunction have no divergence.
+whose force is (χ sin(k y), 0) and whose friction is −μ (u, v). Velocities of a streamfunction have no divergence.
 Products are formed on the grid and cut at two thirds of the highest wave number; time goes by an exponential Runge–Kutta
 step of fourth order, exact for the linear part (Cox and Matthews 2002; φ-functions by contour integrals, Kassam and
 Trefethen 2005). Everything is float64.
@@ -54,7 +54,9 @@ class Flow:
                 f"{self.friction}"
             )
         if not 0 < self.wave < self.size // 3:
-            raise PerrinError(f"expected a forced wave number from 1 to {self.size // 3 - 1}, given {self.wave}")
+            raise PerrinError(
+                f"expected a forced wave number from 1 to {self.size // 3 - 1}, given {self.wave}"
+            )
 
     @cached_property
     def kx(self) -> Tensor:
@@ -194,7 +196,7 @@ def spectrum(vorticity: Tensor) -> Tensor:
 
 
 def resample(vorticity: Tensor, size: int) -> Tensor:
-    """The same field on another grid by cutting or padding its spectrum; the highest wave of the smaller grid is left out."""
+    """The same field on another grid by cutting or padding its spectrum; the smaller grid's highest wave is left out."""
     n = vorticity.shape[-1]
     if size == n:
         return vorticity

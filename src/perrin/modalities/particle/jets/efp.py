@@ -17,13 +17,14 @@ from collections import Counter
 from functools import lru_cache
 from itertools import combinations_with_replacement, permutations
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Graph = tuple[tuple[int, int], ...]
 """Edges, sorted; an edge may be there several times."""
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 @lru_cache
@@ -31,7 +32,7 @@ def connected_graphs(edges: int) -> tuple[Graph, ...]:
     """All connected multigraphs of that many edges, without loops, one of each shape."""
     if edges == 1:
         return (((0, 1),),)
-    found = {}
+    found: dict[Graph, None] = {}
     for graph in connected_graphs(edges - 1):
         size = 1 + max(max(e) for e in graph)
         old = [(a, b) for a in range(size) for b in range(a + 1, size)]
@@ -79,7 +80,9 @@ def efps(particles: Array, most: int = 4, chunk: int = 1000) -> Array:
         value = {g: _sum(g, z, powers) for g in pieces}
         ones = np.ones(len(part))
         rows.append(
-            np.stack([z.sum(1) if not c else prod((value[g] for g in c), start=ones) for c in graph_sets(most)], 1)
+            np.stack(
+                [z.sum(1) if not c else prod((value[g] for g in c), start=ones) for c in graph_sets(most)], 1
+            )
         )
     return np.concatenate(rows)
 

@@ -19,7 +19,7 @@ from perrin.modalities.particle.jets.observables import (
 )
 from perrin.modalities.particle.metrics.classifier import ClassifierOptions, classifier_auc
 from perrin.modalities.particle.metrics.distances import Measured, fpd, kpd, wasserstein
-from perrin.modalities.particle.metrics.report import Line, bootstrapped, compared, sizes, to_json
+from perrin.modalities.particle.metrics.report import Line, bootstrapped, compared, lined, sizes, to_json
 
 
 def evaluate_jets(
@@ -35,25 +35,29 @@ def evaluate_jets(
         PerrinError: too few jets, or FPND without the package `jetnet`.
     """
     count = sizes(len(generated), len(truth))
-    ours, base, other = generated.take(slice(count)), truth.take(slice(count)), truth.take(slice(count, 2 * count))
+    ours, base, other = (
+        generated.take(slice(count)),
+        truth.take(slice(count)),
+        truth.take(slice(count, 2 * count)),
+    )
     w1 = partial(bootstrapped, wasserstein)
     lines: list[Line] = []
     for read in (jet_observables, particle_observables):
         seen = [read(jets) for jets in (base, ours, other)]
-        lines += [compared(f"W1 {name}", w1, *(s[name] for s in seen)) for name in seen[0]]
+        lines += [compared(f"W1 {name}", w1, (s[name] for s in seen)) for name in seen[0]]
     lines[0] = _renamed(lines[0], "W1M (relative mass)")
     polynomials = [efps(jets.particles) for jets in (base, ours, other)]
     five = [w1_polynomials(p) for p in polynomials]
-    lines.append(compared("W1EFP (mean of 5)", _w1_mean, *five))
-    lines.append(compared("FPD", fpd, *polynomials))
-    lines.append(compared("KPD", partial(kpd, size=min(5000, count)), *polynomials))
+    lines.append(compared("W1EFP (mean of 5)", _w1_mean, five))
+    lines.append(compared("FPD", fpd, polynomials))
+    lines.append(compared("KPD", partial(kpd, size=min(5000, count)), polynomials))
     notes = {}
     if kind:
         acts = [activations(jets.particles) for jets in (ours, other)]
         lines.append(
-            Line(
+            lined(
                 "FPND (real JetNet30)",
-                *(bootstrapped(lambda x, _: fpnd_of(x, kind), a, a, draws=4) for a in acts),
+                (bootstrapped(lambda x, _: fpnd_of(x, kind), a, a, draws=4) for a in acts),
             )
         )
         notes["class"] = kind
@@ -62,7 +66,7 @@ def evaluate_jets(
         options = ClassifierOptions(splits=splits)
         scale = features[0].mean(0), features[0].std(0) + 1e-12
         features = [(f - scale[0]) / scale[1] for f in features]
-        lines.append(compared("AUC (EFPs, mass, pT, n)", partial(classifier_auc, options=options), *features))
+        lines.append(compared("AUC (EFPs, mass, pT, n)", partial(classifier_auc, options=options), features))
     return to_json("jets", count, lines, **notes)
 
 

@@ -90,7 +90,9 @@ def read_jets(path: str | Path, limit: int | None = None) -> Jets:
                 names = [k for k in ("particles", "jets") if k not in data]
                 arrays = {} if names else {k: data[k] for k in ("particles", "jets")}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise PerrinError(f"expected jets in {path}, given no readable NPZ ({error}): check the path") from error
+            raise PerrinError(
+                f"expected jets in {path}, given no readable NPZ ({error}): check the path"
+            ) from error
         if names:
             raise PerrinError(f"expected arrays particles and jets in {path}, given none named {names[0]!r}")
         p, j = arrays["particles"], arrays["jets"]
@@ -132,7 +134,9 @@ def write_jets(path: str | Path, jets: Jets, words: dict[str, str] | None = None
                 ("particle_features", jets.particles, PARTICLE_NAMES),
                 ("jet_features", jets.jets, JET_NAMES),
             ):
-                found = file.create_dataset(name, data=data, compression="gzip", compression_opts=4, shuffle=True)
+                found = file.create_dataset(
+                    name, data=data, compression="gzip", compression_opts=4, shuffle=True
+                )
                 found.attrs["columns"] = list(columns)
             for key, value in (words or {}).items():
                 file.attrs[key] = value

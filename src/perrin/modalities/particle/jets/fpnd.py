@@ -56,8 +56,10 @@ class _EdgeNet(nn.Module):
 
 
 def _merged(linear: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    assert isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert isinstance(linear, nn.Linear)
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return linear.weight * scale[:, None], (linear.bias - norm.running_mean) * scale + norm.bias
 

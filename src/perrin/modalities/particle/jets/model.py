@@ -61,7 +61,9 @@ def jet_features(jets: Jets) -> Tensor:
     total = momentum(p)
     pt, eta, mass, count = jets.jets.astype(np.float64).T
     ratio = relative_mass(p) * pt / np.maximum(mass, 1e-3)
-    rows = np.stack([np.log(pt), eta, np.log(np.maximum(mass, 1e-3)), count, ratio, np.hypot(*total[:, :2].T)], 1)
+    rows = np.stack(
+        [np.log(pt), eta, np.log(np.maximum(mass, 1e-3)), count, ratio, np.hypot(*total[:, :2].T)], 1
+    )
     return torch.from_numpy(rows)
 
 
@@ -109,7 +111,13 @@ def training_data(sets: Mapping[str, Jets], config: JetConfig, seed: int = 0) ->
 
 
 def make_task(
-    model: Staged, config: JetConfig, data: Mapping[str, Tensor], *, batch: int, seed: int, loss: LossConfig | None = None
+    model: Staged,
+    config: JetConfig,
+    data: Mapping[str, Tensor],
+    *,
+    batch: int,
+    seed: int,
+    loss: LossConfig | None = None,
 ) -> StagedTask:
     """The training task; jets are mirrored in η and φ at random, which leaves their distribution as it is."""
     count = len(config.classes)
@@ -212,7 +220,9 @@ class JetModel:
                 )
         return number
 
-    def run(self, indices: Sequence[int], seed: int, wish: Wish, options: SamplingOptions | None = None) -> Jets:
+    def run(
+        self, indices: Sequence[int], seed: int, wish: Wish, options: SamplingOptions | None = None
+    ) -> Jets:
         """Jets number `indices` of a run; jet i depends on (seed, i) and on what is asked for, on nothing else.
 
         Raises:
@@ -243,7 +253,9 @@ class JetModel:
             )
         return self._decode(state[PARTICLES], mask, values, count)
 
-    def _first(self, seeds: Tensor, kind: Tensor, table: Tensor, wish: Wish, options: SamplingOptions) -> Tensor:
+    def _first(
+        self, seeds: Tensor, kind: Tensor, table: Tensor, wish: Wish, options: SamplingOptions
+    ) -> Tensor:
         plan = options.plan(self.staged.first, options.first_steps)
         out, left = torch.zeros(len(seeds), table.shape[0], device=seeds.device), torch.arange(len(seeds))
         for attempt in range(_TRIES):

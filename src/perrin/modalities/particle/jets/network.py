@@ -86,7 +86,9 @@ class JetNetwork(nn.Module):
         self.body = ResidualMLP(c.first_depth, c.first_width, c.condition)
         self.outer = nn.Linear(c.first_width, FEATURES)
 
-    def forward(self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None) -> State:
+    def forward(
+        self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None
+    ) -> State:
         x = fields[JET]
         with full_precision(x):
             h = self.inner(x)
@@ -107,11 +109,15 @@ class ParticleNetwork(nn.Module):
             nn.Linear(FEATURES + classes, c.condition), nn.SiLU(), nn.Linear(c.condition, c.condition)
         )
         self.inner = nn.Linear(3, c.width)
-        self.pairs = nn.Sequential(nn.Linear(4, c.pair), nn.GELU(approximate="tanh"), nn.Linear(c.pair, c.heads))
+        self.pairs = nn.Sequential(
+            nn.Linear(4, c.pair), nn.GELU(approximate="tanh"), nn.Linear(c.pair, c.heads)
+        )
         self.trunk = AdaptiveTransformer(c.depth, c.width, c.heads, c.condition)
         self.outer = nn.Linear(c.width, 3)
 
-    def forward(self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None) -> State:
+    def forward(
+        self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None
+    ) -> State:
         x, mask = fields[PARTICLES], fields[MASK]
         with full_precision(x):
             h = self.inner(x)
@@ -148,4 +154,15 @@ def layouts_for(first: State, second: State) -> tuple[Layouts, Layouts]:
     return {JET: dense, KIND: dense}, {PARTICLES: Padded(mask), JET: dense, KIND: dense, MASK: dense}
 
 
-__all__ = ["FEATURES", "JET", "KIND", "MASK", "PARTICLES", "WIDTH", "JetConfig", "NetworkConfig", "build", "layouts_for"]
+__all__ = [
+    "FEATURES",
+    "JET",
+    "KIND",
+    "MASK",
+    "PARTICLES",
+    "WIDTH",
+    "JetConfig",
+    "NetworkConfig",
+    "build",
+    "layouts_for",
+]

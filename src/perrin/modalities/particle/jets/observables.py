@@ -5,13 +5,15 @@ Particles are massless: p = pT (cos φ, sin φ, sinh η), E = pT cosh η. The ma
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from perrin.modalities.particle.jets.efp import connected_graphs, efps, graph_sets
 from perrin.modalities.particle.jets.files import Jets
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 def momentum(particles: Array) -> Array:

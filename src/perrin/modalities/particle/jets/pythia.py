@@ -81,7 +81,9 @@ def make_chunk(kind: str, seed: int, chunk: int, count: int = CHUNK) -> Jets:
     generator = pythia8mc.Pythia("", False)
     for line in (*_COMMON, *_HARD[kind], f"Random:seed = {pythia_seed(seed, kind, chunk)}"):
         if not generator.readString(line):
-            raise PerrinError(f"expected a Pythia that knows {line!r}, given another version: use pythia8mc 8.317")
+            raise PerrinError(
+                f"expected a Pythia that knows {line!r}, given another version: use pythia8mc 8.317"
+            )
     definition = fj.JetDefinition(fj.antikt_algorithm, RADIUS)
     particles = np.zeros((count, WIDTH, 4), dtype=np.float32)
     jets = np.zeros((count, 4), dtype=np.float32)

@@ -16,13 +16,14 @@ References: Kansal et al., "Evaluating generative models in high energy physics"
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perrin.errors import PerrinError
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,14 @@ def normalised(reference: Array, generated: Array) -> tuple[Array, Array]:
     """
     x, y = np.asarray(reference, dtype=np.float64), np.asarray(generated, dtype=np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise PerrinError(f"expected features [n, d] and [m, d] of at least 2 samples, given {x.shape} and {y.shape}")
+        raise PerrinError(
+            f"expected features [n, d] and [m, d] of at least 2 samples, given {x.shape} and {y.shape}"
+        )
     for name, data in (("reference", x), ("generated", y)):
         if not np.isfinite(data).all():
-            raise PerrinError(f"expected finite {name} features, given NaN or infinity: leave those samples out")
+            raise PerrinError(
+                f"expected finite {name} features, given NaN or infinity: leave those samples out"
+            )
     scale = np.abs(x).max(0)
     scale[scale == 0] = 1
     return x / scale, y / scale

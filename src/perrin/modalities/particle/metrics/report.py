@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from perrin.errors import PerrinError
 from perrin.modalities.particle.metrics.distances import Measured
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,22 @@ def sizes(generated: int, truth: int) -> int:
 
 
 def compared(
-    name: str, measure: Callable[[Any, Any], Measured], truth: Any, ours: Any, other: Any, unit: str = ""
+    name: str, measure: Callable[[Any, Any], Measured], three: Iterable[Any], unit: str = ""
 ) -> Line:
-    """A metric of `ours` and of `other` (truth again), each against `truth`."""
+    """A metric of what was generated and of the truth again, each against the truth.
+
+    Arguments:
+        measure: `(truth, other) → number and error`.
+        three: the truth, what was generated, the truth's second part.
+    """
+    truth, ours, other = three
     return Line(name, measure(truth, ours), measure(truth, other), unit)
+
+
+def lined(name: str, two: Iterable[Measured], unit: str = "") -> Line:
+    """The line of numbers of what was generated and of the truth's second part."""
+    ours, floor = two
+    return Line(name, ours, floor, unit)
 
 
 def bootstrapped(measure: Callable[[Array, Array], float], x: Array, y: Array, draws: int = 8) -> Measured:

@@ -18,7 +18,7 @@ import numpy as np
 
 from perrin.modalities.particle.metrics.classifier import ClassifierOptions, classifier_auc
 from perrin.modalities.particle.metrics.distances import Measured, fpd, kpd, separation_of, wasserstein
-from perrin.modalities.particle.metrics.report import Line, bootstrapped, compared, sizes, to_json
+from perrin.modalities.particle.metrics.report import Line, bootstrapped, compared, lined, sizes, to_json
 from perrin.modalities.particle.showers.features import Features, features, high_level, low_level
 from perrin.modalities.particle.showers.files import Showers
 from perrin.modalities.particle.showers.geometry import ANGLES, LAYERS, RADII
@@ -46,29 +46,26 @@ def evaluate_showers(
     lines: list[Line] = []
     if classifier:
         options = partial(classifier_auc, options=ClassifierOptions(splits=splits), device=device)
-        lines.append(compared("AUC low (voxels)", options, *map(low_level, parts)))
-        lines.append(compared("AUC high (features)", options, *map(high_level, seen)))
+        lines.append(compared("AUC low (voxels)", options, map(low_level, parts)))
+        lines.append(compared("AUC high (features)", options, map(high_level, seen)))
     high = [high_level(f) for f in seen]
-    lines.append(compared("FPD · 10³", lambda x, y: _times(fpd(x, y), 1e3), *high))
-    lines.append(compared("KPD · 10³", lambda x, y: _times(kpd(x, y, size=min(5000, count)), 1e3), *high))
+    lines.append(compared("FPD · 10³", lambda x, y: _times(fpd(x, y), 1e3), high))
+    lines.append(compared("KPD · 10³", lambda x, y: _times(kpd(x, y, size=min(5000, count)), 1e3), high))
     ratio = partial(bootstrapped, lambda x, y: 100 * float(y.mean() / x.mean() - 1))
-    lines.append(compared("response, from truth's", ratio, *(f.response for f in seen), unit="%"))
-    for name, read in (("linearity", linearity), ("resolution, largest ratio − 1", None)):
-        if read is not None:
-            lines.append(Line(name, *(Measured(100 * read(f), _NAN) for f in seen[1:]), "%"))
-        else:
-            lines.append(compared(name, resolution_ratio, *seen, unit="%"))
+    lines.append(compared("response, from truth's", ratio, (f.response for f in seen), unit="%"))
+    lines.append(lined("linearity", (Measured(100 * linearity(f), _NAN) for f in seen[1:]), "%"))
+    lines.append(compared("resolution, largest ratio − 1", resolution_ratio, seen, unit="%"))
     w1 = partial(bootstrapped, wasserstein)
-    lines.append(compared("W1 depth", w1, *(f.depth for f in seen), unit="layers"))
-    lines.append(compared("W1 response", w1, *(f.response for f in seen)))
-    lines.append(compared("W1 width", w1, *(_weighted(f.width_eta, f) for f in seen), unit="mm"))
-    lines.append(compared("W1 radius", w1, *(_weighted(f.centre_r, f) for f in seen), unit="mm"))
-    lines.append(compared("W1 sparsity", w1, *(f.sparsity.mean(1) for f in seen)))
-    lines.append(compared("separation, mean of features", separations, *seen))
-    lines.append(compared("separation, voxel energy", _voxels, *parts))
-    lines.append(compared("profile in depth", partial(_profile, axis=(0, 2, 3)), *parts, unit="%"))
-    lines.append(compared("profile in radius", partial(_profile, axis=(0, 1, 2)), *parts, unit="%"))
-    lines.append(Line("rotation, χ² per degree", *(Measured(rotation(p), _NAN) for p in parts[1:])))
+    lines.append(compared("W1 depth", w1, (f.depth for f in seen), unit="layers"))
+    lines.append(compared("W1 response", w1, (f.response for f in seen)))
+    lines.append(compared("W1 width", w1, (_weighted(f.width_eta, f) for f in seen), unit="mm"))
+    lines.append(compared("W1 radius", w1, (_weighted(f.centre_r, f) for f in seen), unit="mm"))
+    lines.append(compared("W1 sparsity", w1, (f.sparsity.mean(1) for f in seen)))
+    lines.append(compared("separation, mean of features", separations, seen))
+    lines.append(compared("separation, voxel energy", _voxels, parts))
+    lines.append(compared("profile in depth", partial(_profile, axis=(0, 2, 3)), parts, unit="%"))
+    lines.append(compared("profile in radius", partial(_profile, axis=(0, 1, 2)), parts, unit="%"))
+    lines.append(lined("rotation, χ² per degree", (Measured(rotation(p), _NAN) for p in parts[1:])))
     return to_json("showers", count, lines, resolution=[resolution_fit(f) for f in seen])
 
 
@@ -134,7 +131,8 @@ def _weighted(x: np.ndarray, f: Features) -> np.ndarray:
 def _profile(truth: Showers, ours: Showers, axis: tuple[int, ...]) -> Measured:
     """Σ |p − q| / Σ p of the mean energy along an axis, in per cent."""
     p, q = (
-        (s.voxels / s.incident[:, None]).reshape(-1, LAYERS, ANGLES, RADII).sum(axis, dtype=np.float64) / len(s)
+        (s.voxels / s.incident[:, None]).reshape(-1, LAYERS, ANGLES, RADII).sum(axis, dtype=np.float64)
+        / len(s)
         for s in (truth, ours)
     )
     return Measured(100 * float(np.abs(p - q).sum() / p.sum()), _NAN)

@@ -78,7 +78,11 @@ def check_showers(showers: Showers, source: object) -> Showers:
     for what, values, bad in (
         ("finite energies", showers.voxels, ~np.isfinite(showers.voxels).all(1)),
         ("energies of at least 0 MeV", showers.voxels, (showers.voxels < 0).any(1)),
-        ("finite incident energies above 0 MeV", showers.incident, ~(np.isfinite(showers.incident) & (showers.incident > 0))),
+        (
+            "finite incident energies above 0 MeV",
+            showers.incident,
+            ~(np.isfinite(showers.incident) & (showers.incident > 0)),
+        ),
     ):
         if bad.any():
             raise PerrinError(
@@ -91,7 +95,9 @@ def check_showers(showers: Showers, source: object) -> Showers:
 def check_suffix(path: str | Path) -> None:
     """Raise a `PerrinError` unless showers can be written to a file of that name."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise PerrinError(f"expected a file of showers ({', '.join(SUFFIXES)}), given {path}: change its suffix")
+        raise PerrinError(
+            f"expected a file of showers ({', '.join(SUFFIXES)}), given {path}: change its suffix"
+        )
 
 
 def write_showers(path: str | Path, showers: Showers, words: dict[str, str] | None = None) -> None:

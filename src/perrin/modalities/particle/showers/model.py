@@ -229,7 +229,9 @@ class ShowerModel:
         """Where the weights are."""
         return next(self.staged.parameters()).device
 
-    def incident(self, indices: Sequence[int], seed: int, energy: tuple[float, float] | None = None) -> Tensor:
+    def incident(
+        self, indices: Sequence[int], seed: int, energy: tuple[float, float] | None = None
+    ) -> Tensor:
         """Incident energies of showers of a run, `[n]`, MeV: log-uniform in a range, each by its own seed.
 
         Arguments:
@@ -241,7 +243,9 @@ class ShowerModel:
         low, high = self.config.energy
         a, b = energy or (low, high)
         if not (math.isfinite(a) and math.isfinite(b) and 0 < a <= b):
-            raise PerrinError(f"expected --energy above 0 such as {low:g}..{high:g}GeV, given {a:g}..{b:g} GeV")
+            raise PerrinError(
+                f"expected --energy above 0 such as {low:g}..{high:g}GeV, given {a:g}..{b:g} GeV"
+            )
         if a < low * 0.999 or b > high * 1.001:
             raise PerrinError(
                 f"expected --energy within {low:g}..{high:g} GeV, given {a:g}..{b:g} GeV: "
@@ -284,7 +288,13 @@ class ShowerModel:
         return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
 
     def sample(
-        self, n: int, *, seed: int = 0, energy: tuple[float, float] | None = None, batch: int = 50, **options: Any
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        energy: tuple[float, float] | None = None,
+        batch: int = 50,
+        **options: Any,
     ) -> Showers:
         """Generate showers in this process.
 
@@ -302,6 +312,7 @@ class ShowerModel:
             raise PerrinError(f"expected n of at least 1, given {n}")
         chosen = self.sampling.changed(**options)
         parts = [
-            self.run(range(begin, min(begin + batch, n)), seed, energy, chosen) for begin in range(0, n, batch)
+            self.run(range(begin, min(begin + batch, n)), seed, energy, chosen)
+            for begin in range(0, n, batch)
         ]
         return Showers(np.concatenate([p.incident for p in parts]), np.concatenate([p.voxels for p in parts]))

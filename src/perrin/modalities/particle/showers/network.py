@@ -46,7 +46,9 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch", tuple(self.patch))
         if any(n % k for n, k in zip((LAYERS, ANGLES, RADII), self.patch, strict=True)):
-            raise ValueError(f"expected a patch that divides {LAYERS} × {ANGLES} × {RADII}, given {self.patch}")
+            raise ValueError(
+                f"expected a patch that divides {LAYERS} × {ANGLES} × {RADII}, given {self.patch}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,9 @@ class LayerNetwork(nn.Module):
         self.body = ResidualMLP(c.first_depth, c.first_width, c.condition)
         self.outer = nn.Linear(c.first_width, FEATURES)
 
-    def forward(self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None) -> State:
+    def forward(
+        self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None
+    ) -> State:
         x = fields[LAYER]
         with full_precision(x):
             h = self.inner(x)
@@ -153,7 +157,9 @@ class VoxelNetwork(nn.Module):
         turn = torch.stack([angle.cos(), angle.sin()], -1).float() * float(grid[1] > 1)
         self.register_buffer("place", turn.reshape(1, grid[1], 1, 2), persistent=False)
 
-    def forward(self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None) -> State:
+    def forward(
+        self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None
+    ) -> State:
         x, layers = fields[VOXEL], fields[TOLD]
         with full_precision(x):
             shape = x.shape
