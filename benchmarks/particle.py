@@ -80,7 +80,9 @@ def jets(kind: str, ours: str, truth: str, splits: int, rows: list[tuple[str, ..
     a, b = value(result, "FPND (real JetNet30)")
     rows.append((f"{kind}, FPND above truth's", "≤ 0.10", f"{a:.3f}", f"{b:.3f}", verdict(a - b <= 0.10)))
     a, b = value(result, "W1M (relative mass)")
-    rows.append((f"{kind}, W1M · 10³", "≤ 1.5 × floor", f"{1e3 * a:.2f}", f"{1e3 * b:.2f}", verdict(a <= 1.5 * b)))
+    rows.append(
+        (f"{kind}, W1M · 10³", "≤ 1.5 × floor", f"{1e3 * a:.2f}", f"{1e3 * b:.2f}", verdict(a <= 1.5 * b))
+    )
     rows.append(timed(f"{kind}, time of a jet (0.1 ms is for an H100)", ours, 0.1))
     return result
 
@@ -115,7 +117,9 @@ def break_even(file: str, truth: str) -> None:
     solver.run(start, data.interval)
     cost = (time.perf_counter() - begin) / len(start)
     ratio = f"{cost / model:.2g} times the model's" if model else ""
-    print(f"one state: solver {1000 * cost:.2f} ms, model {1000 * model:.2f} ms; the solver's cost is {ratio}")
+    print(
+        f"one state: solver {1000 * cost:.2f} ms, model {1000 * model:.2f} ms; the solver's cost is {ratio}"
+    )
     if cost > model:
         print(f"break-even after {len(data) * data.vorticity.shape[1] * cost / (cost - model):.0f} states")
     else:
@@ -147,7 +151,9 @@ def table(title: str, columns: tuple[str, ...], rows: Any) -> None:
 
 def main() -> None:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--showers", nargs=2, metavar=("OURS", "TRUTH"))
     parser.add_argument("--jets", nargs=3, action="append", default=[], metavar=("CLASS", "OURS", "TRUTH"))
     parser.add_argument("--flow", nargs=2, metavar=("OURS", "TRUTH"))

@@ -264,7 +264,9 @@ class JetModel:
             layouts = layouts_for({}, {MASK: mask})[0]
             noise = CounterNoise(seeds[rows] + attempt * _STRIDE)
             first = self.staged.first
-            z = sample(first, first.process, plan, layouts, noise, start={KIND: kind[rows]})[JET]
+            mode: Mode = "eager" if attempt else self.mode  # later draws are fewer, each time another shape
+            start: State = {KIND: kind[rows]}
+            z = sample(first, first.process, plan, layouts, noise, start=start, mode=mode)[JET]
             out[rows] = z
             values = from_normal(z, table)
             inside = torch.ones(len(rows), dtype=torch.bool, device=seeds.device)

@@ -273,7 +273,8 @@ class ShowerModel:
         noise = CounterNoise(seeds)
         with self._settings():
             plan = options.plan(first, options.first_steps)
-            x = sample(first, first.process, plan, layouts[0], noise, start={ENERGY: told})[LAYER]
+            given: State = {ENERGY: told}
+            x = sample(first, first.process, plan, layouts[0], noise, start=given, mode=self.mode)[LAYER]
             layers = scales.decode_layers(x, incident)
             start: State = {TOLD: scales.encode_layers(layers, incident), ENERGY: told}
             plan = options.plan(second, options.steps)
