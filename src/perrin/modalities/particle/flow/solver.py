@@ -70,7 +70,7 @@ class Flow:
 
     @cached_property
     def k2(self) -> Tensor:
-        """|k|², `[n, n/2 + 1]`."""
+        """Squares of wave numbers, `[n, n/2 + 1]`."""
         return self.kx**2 + self.ky**2
 
     @cached_property
@@ -181,8 +181,8 @@ def energy(vorticity: Tensor) -> Tensor:
 
 
 def spectrum(vorticity: Tensor) -> Tensor:
-    """Energy in shells k − ½ ≤ |k| < k + ½, k = 0 … n/2, `[..., n/2 + 1]`; over all shells it adds up to the energy of
-    the waves with |k| < n/2 + ½."""
+    """Energy in shells of wave numbers that round to 0 … n/2, `[..., n/2 + 1]`; over all shells it adds up to that of
+    the waves in them."""
     n = vorticity.shape[-1]
     flow = Flow(size=n, wave=1)
     w = torch.fft.rfft2(vorticity.double()) / n**2
