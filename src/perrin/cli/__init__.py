@@ -21,6 +21,8 @@ VERBS = {
     "edit": "keep a part and make the rest anew: perrin edit lead.sdf --keep c1ccccc1 -n 20 -o ideas.sdf",
     "vary": "samples like given ones: perrin vary lead.sdf --strength 0.4 -n 20 -o similar.sdf",
     "conformers": "3D ensembles of given molecules: perrin conformers molecules.smi -n 20 -o out.sdf",
+    "simulate": "trajectories from given states: perrin simulate particle/kolmogorov --from start.h5 -n 16 -o runs.h5",
+    "invert": "what was measured, made whole: perrin invert particle/kolmogorov --measured m.h5 -n 16 -o fields.h5",
     "data": "prepare data: perrin data weather/sst --file sst.nc -o sst5.nc",
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
@@ -32,7 +34,7 @@ VERBS = {
     "doctor": "whether it works here",
 }
 
-_TARGETS = ("sample", "data", "train")
+_TARGETS = ("sample", "simulate", "invert", "data", "train")
 """Verbs whose first word names a modality; that of others is a file."""
 
 _SYSTEM = {
@@ -162,8 +164,8 @@ def _parser(verb: str) -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if verb in ("sample", "edit", "vary", "conformers"):
-        if verb == "sample":
+    if verb in ("sample", "edit", "vary", "conformers", "simulate", "invert"):
+        if verb in ("sample", "simulate", "invert"):
             parser.add_argument("target", help="a bundle: modality/name, or the path of one")
         else:
             parser.add_argument("file", help="what to start from")
@@ -172,10 +174,13 @@ def _parser(verb: str) -> ArgumentParser:
                 metavar="BUNDLE",
                 help="modality/name, or the path of a bundle (default: the shipped one)",
             )
-        each = {"vary": " from each molecule of the file", "conformers": " of each molecule of the file"}.get(
-            verb, ""
-        )
-        parser.add_argument("-n", type=int, required=True, help=f"how many samples{each}")
+        each = {
+            "vary": " from each molecule of the file",
+            "conformers": " of each molecule of the file",
+            "simulate": " from each state",
+            "invert": " for each field",
+        }
+        parser.add_argument("-n", type=int, required=True, help=f"how many samples{each.get(verb, '')}")
         parser.add_argument(
             "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"
         )

@@ -68,6 +68,14 @@ class Modality(ABC):
         """`perrin conformers`; `arguments` as for `edit`."""
         self._refuse("make conformers")
 
+    def simulate(self, arguments: Namespace) -> None:
+        """`perrin simulate`; `arguments` as for `sample`."""
+        self._refuse("simulate")
+
+    def invert(self, arguments: Namespace) -> None:
+        """`perrin invert`; `arguments` as for `sample`."""
+        self._refuse("invert")
+
     def evaluate(self, arguments: Namespace) -> None:
         """`perrin evaluate`."""
         self._refuse("evaluate")

@@ -1,0 +1,211 @@
+"""The particle side of `perrin evaluate`, `perrin view` and `perrin data`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perrin.errors import PerrinError
+from perrin.modalities.particle.models import check_counts
+
+
+def kind_of(path: str | Path) -> str:
+    """What a file holds: `showers`, `jets` or `flow`, by the names in it.
+
+    Raises:
+        PerrinError: none of them.
+    """
+    if Path(path).suffix.lower() == ".npz":
+        return "jets"
+    from perrin.modalities.particle.hdf5 import open_hdf5
+
+    with open_hdf5(path) as file:
+        for name, kind in (("showers", "showers"), ("particle_features", "jets"), ("vorticity", "flow")):
+            if name in file:
+                return kind
+        names = ", ".join(list(file)[:5]) or "nothing"
+    raise PerrinError(
+        f"expected a file of showers (dataset showers), jets (particle_features) or flows (vorticity), given {path} "
+        f"with {names}"
+    )
+
+
+def evaluate(a: Namespace) -> None:
+    """`perrin evaluate FILE --like TRUTH`: the table on the terminal, the numbers as JSON."""
+    from perrin.modalities.particle.metrics.report import print_lines, table_of
+    from perrin.run.atomic import write_json
+
+    check_counts(splits=a.splits)
+    if a.json and Path(a.json).is_dir():
+        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
+    kind = kind_of(a.file)
+    if not a.like:
+        raise PerrinError(f"expected --like with a file of true {kind}, given none")
+    other = kind_of(a.like)
+    if other != kind:
+        raise PerrinError(f"expected {kind} in {a.like} as in {a.file}, given {other}")
+    result = compare(kind, a.file, a.like, jet=a.kind, classifier=not a.no_classifier, splits=a.splits)
+    notes = [f"{result['samples']} samples of each; truth vs truth is what a perfect model would get"]
+    print_lines(f"{Path(a.file).name} like {Path(a.like).name}", table_of(result), notes)
+    if a.json:
+        write_json(a.json, result)
+
+
+def compare(
+    kind: str, file: str, truth: str, *, jet: str | None = None, classifier: bool = True, splits: int = 1
+) -> dict[str, Any]:
+    """All metrics of a file against a truth's."""
+    if kind == "showers":
+        from perrin.modalities.particle.showers.evaluate import evaluate_showers
+        from perrin.modalities.particle.showers.files import read_showers
+
+        return evaluate_showers(read_showers(file), read_showers(truth), classifier=classifier, splits=splits)
+    if kind == "jets":
+        from perrin.modalities.particle.jets.evaluate import check_kind, evaluate_jets, guess_class
+        from perrin.modalities.particle.jets.files import read_jets
+
+        check_kind(jet)
+        return evaluate_jets(
+            read_jets(file),
+            read_jets(truth),
+            kind=jet or guess_class(Path(file).name, Path(truth).name),
+            classifier=classifier,
+            splits=splits,
+        )
+    from perrin.modalities.particle.flow.evaluate import evaluate_flow
+    from perrin.modalities.particle.flow.files import read_flow
+
+    return evaluate_flow(read_flow(file), read_flow(truth))
+
+
+def view(a: Namespace) -> None:
+    """`perrin view FILE`: one HTML page of plots beside it."""
+    from perrin.modalities.particle.view import write_page
+
+    out = a.out or str(Path(a.file).with_suffix(".html"))
+    write_page(out, Path(a.file), a.beside)
+    print(f"plots in {out}")
+
+
+def data(a: Namespace) -> None:
+    """`perrin data particle/jets|kolmogorov|showers -o FILE`."""
+    preset = a.target.partition("/")[2]
+    check_counts(n=a.n, workers=a.workers)
+    if a.seed < 0:
+        raise PerrinError(f"expected --seed of at least 0, given {a.seed}")
+    if preset == "jets":
+        _jets(a)
+    elif preset == "kolmogorov":
+        _kolmogorov(a)
+    elif preset == "showers":
+        _showers(a)
+    else:
+        raise PerrinError(
+            f"expected particle/jets, particle/kolmogorov or particle/showers, given {a.target!r}"
+        )
+
+
+def _jets(a: Namespace) -> None:
+    from perrin.modalities.particle.jets.files import CLASSES, Jets, check_suffix, write_jets
+    from perrin.modalities.particle.jets.pythia import CHUNK, check_packages
+
+    if a.kind not in CLASSES:
+        raise PerrinError(f"expected --class {', '.join(CLASSES)}, given {a.kind!r}")
+    check_suffix(a.out)
+    check_packages()
+    chunks = -(-a.n // CHUNK)
+    key = {"what": "jets", "class": a.kind, "seed": a.seed}
+    parts = _chunks(a, key, chunks, _make_jets, (a.kind, a.seed))
+    whole = Jets(
+        *(np.concatenate([parts[k][name] for k in range(chunks)])[: a.n] for name in ("particles", "jets"))
+    )
+    words = {"generator": "Pythia 8, Monash, 13 TeV, and FastJet, anti-kT R = 0.4", "class": a.kind}
+    write_jets(a.out, whole, words | {"seed": str(a.seed)})
+    _finish(a, key)
+    print(f"{a.n} {a.kind} jets in {a.out}")
+
+
+def _kolmogorov(a: Namespace) -> None:
+    from perrin.modalities.particle.flow.data import CHUNK, check, trajectories
+    from perrin.modalities.particle.flow.files import Trajectories, check_suffix, write_flow
+    from perrin.modalities.particle.flow.solver import Flow
+
+    check_suffix(a.out)
+    flow = Flow(viscosity=a.viscosity, size=max(64, a.grid))
+    check(flow, times=a.times, interval=a.interval, grid=a.grid)
+    chunks = -(-a.n // CHUNK)
+    key = {"what": "kolmogorov", "seed": a.seed, "times": a.times, "interval": a.interval, "grid": a.grid}
+    key["viscosity"] = a.viscosity
+    parts = _chunks(a, key, chunks, _make_flow, (flow, a.seed, a.times, a.interval, a.grid))
+    made = trajectories(flow, [parts[k]["vorticity"] for k in range(chunks)], a.interval)
+    write_flow(a.out, Trajectories(made.vorticity[: a.n], made.interval, made.words))
+    _finish(a, key)
+    print(f"{a.n} trajectories of {a.times} states in {a.out}")
+
+
+def _showers(a: Namespace) -> None:
+    from perrin.modalities.particle.showers.files import Showers, check_suffix, read_showers, write_showers
+
+    if not a.file:
+        raise PerrinError("expected --file with CaloChallenge HDF5 files (data set 2), given none")
+    check_suffix(a.out)
+    sets = [read_showers(path) for path in a.file]
+    whole = Showers(np.concatenate([s.incident for s in sets]), np.concatenate([s.voxels for s in sets]))
+    write_showers(a.out, whole, {"source": ", ".join(Path(f).name for f in a.file)})
+    low, high = whole.incident.min() / 1000, whole.incident.max() / 1000
+    print(f"{len(whole)} showers of {low:.3g} to {high:.3g} GeV in {a.out}")
+
+
+_STATE: dict[str, Any] = {}
+
+
+def _setup(*arguments: Any) -> None:
+    _STATE["arguments"] = arguments
+
+
+def _make_jets(chunk: int) -> dict[str, np.ndarray]:
+    from perrin.modalities.particle.jets.pythia import make_chunk
+
+    kind, seed = _STATE["arguments"]
+    jets = make_chunk(kind, seed, chunk)
+    return {"particles": jets.particles, "jets": jets.jets}
+
+
+def _make_flow(chunk: int) -> dict[str, np.ndarray]:
+    from perrin.modalities.particle.flow.data import make_chunk
+
+    flow, seed, times, interval, grid = _STATE["arguments"]
+    return {"vorticity": make_chunk(flow, seed, chunk, times=times, interval=interval, grid=grid)}
+
+
+def _chunks(
+    a: Namespace, key: dict[str, Any], count: int, work: Any, arguments: tuple[Any, ...]
+) -> dict[int, Any]:
+    """The parts of a data set by number, those of unfinished work among them."""
+    from perrin.run.partial import PartialStore
+    from perrin.run.pool import cpu_count, map_unordered
+    from perrin.run.progress import progress
+
+    store = PartialStore(a.out, key)
+    parts = {k[0]: v for k, v in store.load()}
+    left = [k for k in range(count) if k not in parts]
+    made = map_unordered(work, left, workers=a.workers or cpu_count(), setup=_setup, arguments=arguments)
+    with progress(f"making {a.target}", count) as advance:
+        advance(count - len(left))
+        for number, part in made:
+            store.save((number,), part)
+            parts[number] = part
+            advance(1)
+    return parts
+
+
+def _finish(a: Namespace, key: dict[str, Any]) -> None:
+    from perrin.run.partial import PartialStore
+    from perrin.run.record import record, write_record
+
+    content = record("data", {k: v for k, v in vars(a).items() if k != "argv"}, argv=a.argv)
+    write_record(Path(a.out).with_name(Path(a.out).name + ".run.json"), content)
+    PartialStore(a.out, key).remove()

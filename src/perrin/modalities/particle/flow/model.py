@@ -1,0 +1,356 @@
+"""The next state of a flow, as a conditional diffusion model of vorticity.
+
+The change over one interval, `(ω′ − ω)/s`, is sampled given `ω/σ`; its mean, which the flow conserves, and the grid's
+highest wave are kept at zero. A
+velocity is made of the vorticity through the streamfunction (`solver.velocity`), so it has no divergence, whatever the
+network says. Training shifts fields along x by any number of points and along y by whole periods of the force.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perrin.bundle import Bundle
+from perrin.core import (
+    Clean,
+    Composite,
+    CounterNoise,
+    Denoiser,
+    DenoisingLoss,
+    Dense,
+    EDMHead,
+    Gaussian,
+    GeneratorNoise,
+    Layouts,
+    NetworkDenoiser,
+    State,
+    sample,
+    sample_seeds,
+)
+from perrin.core.losses import sample_times_edm, stratified
+from perrin.core.replay import Mode
+from perrin.errors import PerrinError
+from perrin.modalities.particle.flow.files import Trajectories
+from perrin.modalities.particle.flow.solver import project
+from perrin.modalities.particle.staged import (
+    LossConfig,
+    SamplingOptions,
+    fingerprint,
+    full_precision,
+    load_weights,
+)
+from perrin.nets import TimeEmbedding
+from perrin.nets.periodic import PeriodicUNet, downsampled
+from perrin.run.pool import one_thread
+from perrin.train import BatchPlan
+
+CHANGE, NOW = "change", "now"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Sizes of the U-Net."""
+
+    widths: tuple[int, ...] = (48, 96, 128)
+    blocks: int = 2
+    condition: int = 128
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Everything that a bundle's `config.json` says about a flow model.
+
+    Arguments:
+        size: points along each side.
+        interval: between two states.
+        scale, change: standard deviations of the vorticity and of its change over an interval.
+        wave: of the force, for shifts along y.
+        words: the flow's parameters.
+        network: sizes.
+    """
+
+    size: int
+    interval: float
+    scale: float
+    change: float
+    wave: int = 4
+    words: Mapping[str, Any] = field(default_factory=dict)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+
+    def __post_init__(self) -> None:
+        if not downsampled(self.network.widths, self.size):
+            raise ValueError(
+                f"expected a grid that can be halved {len(self.network.widths) - 1} times, given {self.size}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FlowConfig:
+        """The inverse. Raises `TypeError` or `KeyError` when a name is unknown or missing."""
+        more = {k: v for k, v in data.items() if k not in ("network", "kind")}
+        return cls(network=NetworkConfig(**data["network"]), **more)
+
+
+def flow_config(data: Trajectories, network: NetworkConfig | None = None) -> FlowConfig:
+    """A configuration for trajectories.
+
+    Raises:
+        PerrinError: there are fewer than two times.
+    """
+    w = data.vorticity
+    if w.shape[1] < 2:
+        raise PerrinError("expected trajectories of at least 2 times to train on, given 1")
+    return FlowConfig(
+        size=w.shape[-1],
+        interval=data.interval,
+        scale=float(w.std()),
+        change=float((w[:, 1:] - w[:, :-1]).std()),
+        wave=int(data.words.get("wave", 4)),
+        words={k: v for k, v in data.words.items() if isinstance(v, int | float | str)},
+        network=network or NetworkConfig(),
+    )
+
+
+class FlowNetwork(nn.Module):
+    """`(change at noise t, state now, t) → output` of zero mean."""
+
+    def __init__(self, c: NetworkConfig) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(c.condition)
+        self.body = PeriodicUNet(2, 1, c.widths, c.blocks, c.condition)
+
+    def forward(
+        self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None
+    ) -> State:
+        x = fields[CHANGE]
+        y = self.body(torch.cat((x, fields[NOW]), 1), self.time(t))
+        with full_precision(x):
+            y = y.float()
+            return {CHANGE: y - y.mean((2, 3), keepdim=True)}
+
+
+def build(config: FlowConfig) -> NetworkDenoiser:
+    """A fresh denoiser, on the CPU in float32."""
+    n = config.size
+    process = Composite(fields={CHANGE: Gaussian(features=(1, n, n)), NOW: Clean()})
+    return NetworkDenoiser(FlowNetwork(config.network), process, {CHANGE: EDMHead()})
+
+
+def layouts_for(now: Tensor) -> Layouts:
+    """Layouts of a batch."""
+    dense = Dense(len(now), now.device)
+    return {CHANGE: dense, NOW: dense}
+
+
+class FlowTask:
+    """What the trainer trains (`perrin.train.Task`).
+
+    Arguments:
+        denoiser, config: the model.
+        data: the trajectories.
+        batch, seed: samples per step, and of their order.
+    """
+
+    def __init__(
+        self, denoiser: NetworkDenoiser, config: FlowConfig, data: Trajectories, *, batch: int, seed: int
+    ) -> None:
+        self.denoiser, self.model_config = denoiser, config
+        self.fields = torch.from_numpy(data.vorticity)
+        self.times = data.vorticity.shape[1]
+        count = len(data) * (self.times - 1)
+        self.loss_config = LossConfig(mean=-1.0, std=1.6)
+        mark = fingerprint({"vorticity": self.fields})
+        self.config = {
+            "model": config.to_json(),
+            "loss": asdict(self.loss_config),
+            "samples": count,
+            "data": mark,
+        }
+        self.plan, self.criterion = BatchPlan([count], batch, seed), DenoisingLoss()
+
+    def to(self, device: torch.device) -> None:
+        """Move the data."""
+        self.fields = self.fields.to(device)
+
+    def compile(self) -> None:
+        """Nothing: convolutions are few and large."""
+
+    def prepare(
+        self, step: int, *, generator: torch.Generator, rank: int, world: int
+    ) -> tuple[Hashable, dict[str, Tensor]]:
+        """See `perrin.train.Task`."""
+        c, n, device = self.model_config, self.model_config.size, generator.device
+        index = self.plan(step)[1].to(device)
+        run, time = index // (self.times - 1), index % (self.times - 1)
+        pair = torch.stack([self.fields[run, time], self.fields[run, time + 1]], 1).float()
+        along = torch.randint(0, n, (len(index), 1), generator=generator, device=device)
+        period = n // c.wave if n % c.wave == 0 else n
+        across = period * torch.randint(0, n // period, (len(index), 1), generator=generator, device=device)
+        line = torch.arange(n, device=device)
+        rows, columns = (line + across) % n, (line + along) % n
+        pair = pair.gather(2, rows[:, None, :, None].expand_as(pair)).gather(
+            3, columns[:, None, None].expand_as(pair)
+        )
+        now, change = pair[:, :1] / c.scale, (pair[:, 1:] - pair[:, :1]) / c.change
+        u = stratified(torch.rand(len(index), generator=generator, device=device))
+        schedule, loss = self.denoiser.process.schedule, self.loss_config
+        t = sample_times_edm(u, schedule, mean=loss.mean, std=loss.std, low=loss.t_min, high=0.9999)
+        x_0: State = {CHANGE: change, NOW: now}
+        x_t = self.denoiser.process.corrupt_state(x_0, t, GeneratorNoise(generator), layouts_for(now))
+        batch = {"t": t, "clean": change, "noised": x_t[CHANGE], "now": now}
+        return "all", {k: v[rank::world].contiguous() for k, v in batch.items()}
+
+    def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `perrin.train.Task`."""
+        layouts = layouts_for(batch["now"])
+        estimate = model({CHANGE: batch["noised"], NOW: batch["now"]}, batch["t"], layouts=layouts)
+        clean: State = {CHANGE: batch["clean"], NOW: batch["now"]}
+        return self.criterion(self.denoiser, clean, estimate, batch["t"], layouts)
+
+
+class FlowModel:
+    """A flow model; arguments as of `JetModel`."""
+
+    kind = "flow"
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        config: FlowConfig,
+        sampling: SamplingOptions,
+        *,
+        name: str = "",
+        sha256: str = "",
+        precision: str = "32-true",
+        mode: Mode = "eager",
+    ) -> None:
+        self.denoiser, self.config, self.sampling = denoiser, config, sampling
+        self.name, self.sha256, self.precision, self.mode = name, sha256, precision, mode
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> FlowModel:
+        """Build the network of a bundle and load its weights.
+
+        Raises:
+            PerrinError: the configuration is not a flow model's, or the weights do not fit it.
+        """
+        try:
+            config = FlowConfig.from_json(bundle.config["model"])
+            sampling = SamplingOptions(**bundle.config.get("sampling", {}))
+            denoiser = build(config)
+        except (TypeError, KeyError, ValueError, RuntimeError) as error:
+            raise PerrinError(
+                f"expected a flow model's configuration in {bundle.path}, given another: {error}"
+            ) from error
+        load_weights(denoiser, bundle.weights(), source=str(bundle.path))
+        denoiser.eval().requires_grad_(False)
+        return cls(denoiser.to(device), config, sampling, name=bundle.path.name, sha256=bundle.sha256)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def check(self, vorticity: np.ndarray, interval: float | None = None) -> None:
+        """Raise a `PerrinError` unless these are fields of the model's grid (and interval, where one is known)."""
+        n = self.config.size
+        if vorticity.ndim != 3 or vorticity.shape[1:] != (n, n) or not len(vorticity):
+            raise PerrinError(
+                f"expected vorticity [N, {n}, {n}] to start from, given {list(vorticity.shape)}"
+            )
+        if not np.isfinite(vorticity).all():
+            raise PerrinError("expected finite vorticity to start from, given NaN or infinity")
+        if interval and abs(interval / self.config.interval - 1) > 1e-3:
+            raise PerrinError(
+                f"expected states {self.config.interval:g} apart, which the model was trained on, given {interval:g}"
+            )
+
+    def next(
+        self,
+        now: Tensor,
+        seeds: Tensor,
+        options: SamplingOptions | None = None,
+        guided: Callable[[NetworkDenoiser], Denoiser] | None = None,
+    ) -> Tensor:
+        """The states one interval later, `[B, n, n]`, one draw for each row of `now`.
+
+        Arguments:
+            now: `[B, n, n]`.
+            seeds: `[B]`; the draw of a row depends on its seed and state only.
+            guided: makes a guided denoiser of the model's, for measurements.
+        """
+        options, c = options or self.sampling, self.config
+        state: State = {NOW: (now.to(self.device).float() / c.scale).unsqueeze(1)}
+        plan = options.plan(self.denoiser, options.steps)
+        denoiser: Denoiser = guided(self.denoiser) if guided else self.denoiser
+        x = sample(
+            denoiser,
+            self.denoiser.process,
+            plan,
+            layouts_for(state[NOW]),
+            CounterNoise(seeds.to(self.device)),
+            start=state,
+            mode=self.mode,
+        )[CHANGE]
+        return now.to(self.device) + c.change * project(x.squeeze(1)).to(x)
+
+    def simulate(
+        self,
+        start: np.ndarray,
+        intervals: int,
+        *,
+        members: int = 1,
+        seed: int = 0,
+        batch: int = 64,
+        **options: Any,
+    ) -> np.ndarray:
+        """Trajectories from states: `[N, members, intervals + 1, n, n]`, float32, the start first.
+
+        Arguments:
+            start: `[N, n, n]`.
+            intervals: how many.
+            options: changes to `SamplingOptions`, such as `steps=16`.
+            members: draws from each state; draw number `i · members + m` depends on the seed, its number and its state.
+            batch: fields run together.
+
+        Raises:
+            PerrinError: fields of another grid, or NaN; intervals or members below 1.
+        """
+        self.check(start)
+        if intervals < 1 or members < 1:
+            raise PerrinError(
+                f"expected intervals and members of at least 1, given {intervals} and {members}"
+            )
+        chosen = self.sampling.changed(**options)
+        now = torch.from_numpy(np.repeat(start, members, 0)).float()
+        seeds = sample_seeds(seed, range(len(now)))
+        out = [now]
+        with one_thread():
+            for step in range(intervals):
+                later = sample_seeds(_mixed(seed, step), range(len(now))) ^ seeds
+                parts = [
+                    self.next(a.to(self.device), b, chosen).cpu()
+                    for a, b in zip(now.split(batch), later.split(batch))
+                ]
+                now = torch.cat(parts)
+                out.append(now)
+        whole = torch.stack(out, 1).numpy()
+        return whole.reshape(len(start), members, intervals + 1, *start.shape[1:])
+
+
+def _mixed(seed: int, step: int) -> int:
+    """A seed for one step of a trajectory."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:7], "big")

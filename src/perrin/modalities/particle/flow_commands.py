@@ -1,0 +1,129 @@
+"""`perrin simulate` and `perrin invert` of flows."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perrin.errors import PerrinError
+from perrin.modalities.particle.models import check_counts, choose_device
+
+
+def _model(a: Namespace) -> Any:
+    from perrin.modalities import find_bundle, load
+
+    model = load(str(find_bundle(a.target)), device=choose_device(a.device))
+    if model.kind != "flow":
+        raise PerrinError(f"expected a model of a flow, given {a.target}: use perrin sample for {model.kind}")
+    model.precision, model.mode = a.precision, a.mode
+    return model
+
+
+def simulate(a: Namespace) -> None:
+    """`perrin simulate particle/kolmogorov --from FILE -n MEMBERS --intervals N -o FILE`."""
+    from perrin.core.plan import plan_table
+    from perrin.modalities.particle.flow.files import Trajectories, check_suffix, read_flow, write_flow
+
+    check_counts(n=a.n, batch=a.batch, intervals=a.intervals)
+    if not a.start:
+        raise PerrinError(
+            "expected --from with states to start from, given none: perrin data particle/kolmogorov"
+        )
+    check_suffix(a.out)
+    model = _model(a)
+    options = model.sampling.changed(steps=a.steps, solver=a.solver)
+    if a.dry_run:
+        print(plan_table(options.plan(model.denoiser, options.steps)))
+        return
+    given = read_flow(a.start)
+    model.check(given.vorticity[:, 0], given.interval)
+    begin = time.perf_counter()
+    found = model.simulate(
+        given.vorticity[:, 0],
+        a.intervals,
+        members=a.n,
+        seed=a.seed,
+        batch=a.batch or 64,
+        steps=options.steps,
+        solver=options.solver,
+    )
+    seconds = time.perf_counter() - begin
+    words = {**model.config.words, "members": a.n, "generator": f"perrin simulate {a.target}, seed {a.seed}"}
+    write_flow(a.out, Trajectories(found.reshape(-1, *found.shape[2:]), model.config.interval, words))
+    _record(a, model, options, seconds)
+    each = 1000 * seconds / (found.shape[0] * found.shape[1] * a.intervals)
+    print(
+        f"{a.n} runs from each of {len(found)} states in {a.out}: {seconds:.1f} s, {each:.3g} ms for a state"
+    )
+
+
+def invert(a: Namespace) -> None:
+    """`perrin invert particle/kolmogorov --measured FILE -n SAMPLES -o FILE`: the state at the last time, given the one
+    before it and a sparse or blurred, noisy measurement."""
+    import torch
+
+    from perrin.core import sample_seeds
+    from perrin.core.plan import plan_table
+    from perrin.modalities.particle.flow.files import Trajectories, check_suffix, read_flow, write_flow
+    from perrin.modalities.particle.flow.invert import posterior
+    from perrin.run.pool import one_thread
+
+    check_counts(n=a.n, batch=a.batch, every=a.every)
+    if not a.measured:
+        raise PerrinError("expected --measured with a flow of at least two times, given none")
+    if not (a.noise > 0 and (a.blur is None or a.blur > 0)):
+        raise PerrinError(f"expected --noise and --blur above 0, given {a.noise} and {a.blur}")
+    check_suffix(a.out)
+    model = _model(a)
+    options = model.sampling.changed(steps=a.steps, solver=a.solver or "sde-dpmpp-2m", start=0.999)
+    if a.dry_run:
+        print(plan_table(options.plan(model.denoiser, options.steps)))
+        return
+    given = read_flow(a.measured)
+    if given.vorticity.shape[1] < 2:
+        raise PerrinError(
+            f"expected at least two times in {a.measured}, given 1: the state before and the measured one"
+        )
+    model.check(given.vorticity[:, -1], given.interval)
+    before = torch.from_numpy(np.repeat(given.vorticity[:, -2], a.n, 0))
+    truth = torch.from_numpy(np.repeat(given.vorticity[:, -1], a.n, 0))
+    seeds = sample_seeds(a.seed, range(len(before)))
+    begin = time.perf_counter()
+    batch, parts = a.batch or 64, []
+    with one_thread():
+        for k in range(0, len(before), batch):
+            part = slice(k, k + batch)
+            numbers = torch.arange(len(before))[part] // a.n
+            made = posterior(
+                model, before[part], truth[part], seeds[part], numbers, options, every=a.every, blur=a.blur,
+                noise=a.noise, seed=a.seed,
+            )  # fmt: skip
+            parts.append(made.cpu())
+    found = torch.stack([before, torch.cat(parts)], 1).float().numpy()
+    seconds = time.perf_counter() - begin
+    words = {**model.config.words, "members": a.n, "generator": f"perrin invert {a.target}, seed {a.seed}"}
+    write_flow(a.out, Trajectories(found, model.config.interval, words))
+    _record(a, model, options, seconds)
+    error = (torch.cat(parts) - truth).square().mean().sqrt() / model.config.scale
+    print(
+        f"{a.n} fields for each of {len(given)} measurements in {a.out}: {seconds:.1f} s; error of a sample {error:.3f} σ"
+    )
+
+
+def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
+    from perrin.run.record import record, write_record
+
+    out = Path(a.out)
+    content = record(
+        a.argv[0],
+        {k: v for k, v in vars(a).items() if k != "argv"},
+        argv=a.argv,
+        bundle={"path": a.target, "sha256": model.sha256},
+        sampling=options.to_json(),
+        result={"seconds": round(seconds, 2)},
+    )
+    write_record(out.with_name(out.name + ".run.json"), content)

@@ -1,0 +1,38 @@
+"""Opening HDF5 files with errors that users can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from perrin.errors import PerrinError
+
+
+@contextmanager
+def open_hdf5(path: str | Path) -> Iterator[Any]:
+    """An HDF5 file, open for reading.
+
+    Raises:
+        PerrinError: h5py is missing, or the file is missing, damaged or something else.
+    """
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise PerrinError("expected the package h5py, found none: pip install 'perrin[particle]'") from error
+    if not Path(path).is_file():
+        raise PerrinError(f"expected an HDF5 file, given {path}, which is not there: check the path")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise PerrinError(
+            f"expected an HDF5 file, given {path}, which cannot be read as one: check it"
+        ) from error
+    try:
+        with file:
+            yield file
+    except OSError as error:  # chunks that were cut off or damaged
+        raise PerrinError(
+            f"expected a whole HDF5 file, given {path}, which is damaged: get it again"
+        ) from error

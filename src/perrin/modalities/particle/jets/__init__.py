@@ -1,0 +1,1 @@
+"""Jets: sets of at most 30 particles, their files, data, metrics and model."""
