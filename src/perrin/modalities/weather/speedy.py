@@ -1,14 +1,14 @@
 """Weather without a download: the moist general circulation model SPEEDY as the package `jcm` has it (JAX, Apache-2.0).
 
 SPEEDY (Molteni 2003) has 8 levels σ = p/p_s; at T31 its Gaussian grid has 48 × 96 points. Orography, land, sea surface
-temperature and ice are those that come with the package, repeated every year; ozone is analytic. What is kept are the fields of
-`FIELDS` on the model's own grid, a subset of the state: what a forecaster sees of the atmosphere.
+temperature and ice are those that come with the package, repeated every year; ozone is analytic. What is kept are the
+fields of `FIELDS` on the model's own grid, a subset of the state: what a forecaster sees of the atmosphere.
 
 A run is cut into chunks. After each one its fields are in the store and the whole state of the model in a checkpoint, so
 that a run that was stopped goes on and ends with the same bits.
 
-Perturbed states are x + s (a − b), with a and b states of other times (random field perturbations; Magnusson, Nycander & Källén
-2009): balanced as the model is, and as large as an analysis error for s near 0.1.
+Perturbed states are x + s (a − b), with a and b states of other times (random field perturbations; Magnusson, Nycander
+& Källén 2009): balanced as the model is, and as large as an analysis error for s near 0.1.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ class Speedy:
             x = np.asarray(getattr(found.dynamics, source))
             states[name] = _grid(x if level is None else x[:, level]) * np.float32(factor)
             if not np.isfinite(states[name]).all():
-                raise PerrinError(f"expected finite {name} from SPEEDY, given others: report the run's settings")
+                raise PerrinError(
+                    f"expected finite {name} from SPEEDY, given others: report the run's settings"
+                )
         return np.asarray(found.time_labels()).astype("datetime64[s]"), states
 
     def save(self, path: str | Path) -> None:

@@ -1,8 +1,8 @@
 """Stores that grow: Zarr v3 by CF, of known size, written in pieces by one process or by many.
 
-Every field has one chunk for each member, initial time and period, what a reader asks for at once; the chunks of one member
-are one file (a shard), so that the members of an ensemble are written side by side and ten thousand chunks are not ten thousand
-files. A piece that is written twice is the same as one that is written once.
+Every field has one chunk for each member, initial time and period, what a reader asks for at once; the chunks of one
+member are one file (a shard), so that members are written side by side and ten thousand chunks are not as many files. A
+piece that is written twice is the same as one that is written once.
 """
 
 from __future__ import annotations
@@ -124,13 +124,15 @@ def _to_netcdf(store: Path, path: Path) -> None:
                     file.createDimension(dim, size)
         for name in sorted(arrays, key=lambda n: (arrays[n].ndim, n)):
             array = arrays[name]
-            big = array.ndim > 2 or name not in array.metadata.dimension_names and array.dtype == np.float32
+            big = array.ndim > 2
             words = {k: v for k, v in dict(array.attrs).items() if k != "_FillValue"}
             more: dict[str, Any] = {}
             if big:
                 more = {"zlib": True, "complevel": 4, "shuffle": True, "fill_value": np.float32(np.nan)}
                 more["chunksizes"] = array.chunks
-            variable = file.createVariable(name, array.dtype, array.metadata.dimension_names, **more)
+            variable = file.createVariable(
+                name, array.dtype.newbyteorder("="), array.metadata.dimension_names, **more
+            )
             variable.setncatts(words)
             if array.ndim > 2:
                 for i in range(array.shape[0]):

@@ -1,0 +1,179 @@
+"""The weather commands that need a model: forecast, assimilate, train."""
+
+from __future__ import annotations
+
+import re
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from perrin.bundle import Bundle, read_bundle, write_bundle
+from perrin.errors import PerrinError
+from perrin.modalities import find_bundle
+from perrin.modalities.weather.commands import parse_years
+from perrin.modalities.weather.fields import open_fields
+from perrin.modalities.weather.files import check_path
+from perrin.modalities.weather.forecast import Rollout, rollout
+from perrin.modalities.weather.sst_model import SSTModel
+from perrin.run.pool import cpu_count
+from perrin.run.record import record, write_record
+
+CARD = """# {name}
+
+Monthly sea surface temperature on a grid of 5°, up to {leads} months ahead: a seasonal
+regression and a diffusion model of its residual.
+
+Data: {source}, {years} ({months} months); the width of the ensemble is chosen on {choose}.
+
+Metrics: none measured yet; `perrin forecast` with `--start` over years that were not used, then `perrin verify`.
+"""
+
+
+def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel:
+    """The model of a bundle.
+
+    Raises:
+        PerrinError: it is of no kind that is known.
+    """
+    kind = dict(bundle.config.get("model", {})).get("kind")
+    if kind != SSTModel.kind:
+        raise PerrinError(
+            f"expected a weather model of kind sst in {bundle.path}, given {kind!r}: update perrin"
+        )
+    return SSTModel.from_bundle(bundle)
+
+
+def forecast(a: Namespace) -> None:
+    """`perrin forecast weather/… --members M -o FILE`: resumable, one member in memory for each process."""
+    check_path(a.out)
+    if a.workers is not None and a.workers < 1:
+        raise PerrinError(f"expected --workers of at least 1, given {a.workers}")
+    path = find_bundle(a.target)
+    model = load(read_bundle(path))
+    months = model.longest if a.months is None else a.months
+    if not 1 <= months <= model.longest:
+        raise PerrinError(f"expected --months from 1 to {model.longest}, given {months}")
+    if a.file:
+        starts = model.starts(open_fields(a.file), parse_months(a.start) if a.start else None)
+    elif a.start:
+        raise PerrinError("expected --file with --start, given none: the sample has one start only")
+    else:
+        starts = model.sample_starts()
+    workers = cpu_count() if a.members * len(starts) > 2000 else 1  # starting a process costs more
+    options = Rollout(members=a.members, leads=months, step=1, seed=a.seed, workers=a.workers or workers)
+    begin = time.perf_counter()
+    words = {
+        "title": f"ensemble forecast of {model.name}",
+        "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
+        "comment": f"starts from {Path(a.file).name}"
+        if a.file
+        else "starts from a simulated sample, not from data",
+    }
+    there = rollout(model, starts, options, a.out, words)
+    seconds = time.perf_counter() - begin
+    out = Path(a.out)
+    write_record(
+        out.with_name(out.name + ".run.json"),
+        record(
+            "forecast",
+            {k: v for k, v in vars(a).items() if k != "argv"},
+            argv=a.argv,
+            bundle={"path": a.target, "sha256": model.sha256},
+            result={"members": a.members, "starts": len(starts), "seconds": round(seconds, 2)},
+        ),
+    )
+    first, last = starts[0].time, starts[-1].time
+    when = f"{first.year}-{first.month:02d}" + (
+        f" to {last.year}-{last.month:02d}" if len(starts) > 1 else ""
+    )
+    went = f", {there} from unfinished work" if there else ""
+    print(f"{a.members} members from {when}, {months} months, in {a.out}: {seconds:.1f} s{went}")
+
+
+def assimilate(a: Namespace) -> None:
+    """`perrin assimilate weather/… --observations FILE.csv -o FILE`."""
+    raise PerrinError("expected a later version of perrin for assimilate, given this one: see the changelog")
+
+
+def parse_months(text: str) -> list[tuple[int, int]]:
+    """`2009-12`, or `2000-01:2009-12`, as years and months.
+
+    Raises:
+        PerrinError: it is neither.
+    """
+    match = re.fullmatch(r"(\d{1,4})-(\d{1,2})(?::(\d{1,4})-(\d{1,2}))?", text)
+    if match:
+        numbers = [int(g) for g in match.groups() if g]
+        first, last = 12 * numbers[0] + numbers[1] - 1, 12 * numbers[-2] + numbers[-1] - 1
+        if all(1 <= m <= 12 for m in numbers[1::2]) and first <= last:
+            return [(n // 12, n % 12 + 1) for n in range(first, last + 1)]
+    raise PerrinError(f"expected --start such as 2009-12 or 2000-01:2009-12, given {text!r}")
+
+
+def train(a: Namespace) -> None:
+    """`perrin train weather/sst --data FILE --out DIR`: under a minute on a CPU."""
+    from perrin.modalities.weather.sst import read_sst
+    from perrin.modalities.weather.sst_train import SSTOptions, train_sst
+    from perrin.train import TrainOptions
+
+    if a.target != "weather/sst":
+        raise PerrinError(
+            f"expected weather/sst, given {a.target!r}: it is the only model that can be trained so far"
+        )
+    if not a.data:
+        raise PerrinError("expected --data with a monthly record of sea surface temperature, given none")
+    if a.start:
+        raise PerrinError(
+            "expected no --from for weather/sst, which is fitted anew in a minute: leave it out"
+        )
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    out = Path(a.out)
+    if out.exists() and not out.is_dir():
+        raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
+    options = SSTOptions(training=parse_years(a.years), choice=parse_years(a.choose))
+    steps = a.steps or 800
+    train_options = TrainOptions(
+        steps=steps,
+        minutes=a.minutes,
+        batch=a.batch or 128,
+        optimizer=a.optimizer or "adamw",
+        lr=a.lr if a.lr is not None else 1e-3,
+        warmup=min(100, max(1, steps // 10)),
+        weight_decay=0.1,
+        ema=0.98,
+        seed=a.seed,
+        log_every=a.log_every or 200,
+        save_every=a.save_every,
+    )
+    sst = read_sst(open_fields(a.data), training=options.training)
+    write_record(
+        out / "run.json",
+        record(
+            "train",
+            {k: v for k, v in vars(a).items() if k != "argv"},
+            argv=a.argv,
+            options=train_options.to_json(),
+        ),
+    )
+    model, found = train_sst(sst, options, train_options, out)
+    used = sum(options.training[0] <= t.year <= options.training[1] for t in sst.times)
+    card = CARD.format(
+        name=out.name,
+        leads=options.leads,
+        source=Path(a.data).name,
+        years=a.years,
+        months=used,
+        choose=a.choose,
+    )
+    write_bundle(
+        out,
+        modality="weather",
+        model=model.to_json(),
+        weights=model.weights(),
+        card=card,
+        training={"options": train_options.to_json()} | found,
+    )
+    print(f"bundle in {out}: perrin forecast {out} --file {a.data} -o ensemble.nc")
