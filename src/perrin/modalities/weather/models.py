@@ -16,7 +16,8 @@ from perrin.modalities.weather.commands import parse_years
 from perrin.modalities.weather.fields import open_fields
 from perrin.modalities.weather.files import check_path
 from perrin.modalities.weather.forecast import Rollout, rollout
-from perrin.modalities.weather.sst_model import SSTModel
+from perrin.modalities.weather.observations import read_observations
+from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.run.pool import cpu_count
 from perrin.run.record import record, write_record
 
@@ -94,7 +95,29 @@ def forecast(a: Namespace) -> None:
 
 def assimilate(a: Namespace) -> None:
     """`perrin assimilate weather/… --observations FILE.csv -o FILE`."""
-    raise PerrinError("expected a later version of perrin for assimilate, given this one: see the changelog")
+    check_path(a.out)
+    model = load(read_bundle(find_bundle(a.target)))
+    months = read_observations(a.observations, a.error)
+    options = Rollout(members=a.members, leads=1, step=0, seed=a.seed, workers=a.workers or cpu_count())
+    begin = time.perf_counter()
+    words = {
+        "title": f"fields given observations, by {model.name}",
+        "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
+        "comment": f"observations of {Path(a.observations).name}",
+    }
+    rollout(SSTInfill(model), months, options, a.out, words)
+    out = Path(a.out)
+    write_record(
+        out.with_name(out.name + ".run.json"),
+        record(
+            "assimilate",
+            {k: v for k, v in vars(a).items() if k != "argv"},
+            argv=a.argv,
+            bundle={"path": a.target, "sha256": model.sha256},
+        ),
+    )
+    seconds = time.perf_counter() - begin
+    print(f"{a.members} members of {len(months)} months in {a.out}: {seconds:.1f} s")
 
 
 def parse_months(text: str) -> list[tuple[int, int]]:

@@ -154,5 +154,5 @@ def fit_modes(
         fitted=fitted,
         rest=np.sqrt(rest / len(r)),
         spectrum=spectrum,
-        memory=float(np.clip(pairs[0] / pairs[1], 0, 0.99)),
+        memory=float(np.clip(pairs[0] / pairs[1], 0, 0.99)) if leads > 1 else 0.0,
     )

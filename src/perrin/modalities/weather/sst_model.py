@@ -26,6 +26,7 @@ from perrin.core.grids import logit_normal
 from perrin.errors import PerrinError
 from perrin.modalities.weather.fields import Fields
 from perrin.modalities.weather.grid import coarsen, latitude_edges, longitude_edges
+from perrin.modalities.weather.infill import Infill, Observations, nearest
 from perrin.modalities.weather.residual import ResidualModes
 from perrin.modalities.weather.seasonal import PAST, SeasonalRegression, past_means
 from perrin.modalities.weather.sst import find_sst, weights_of
@@ -33,8 +34,10 @@ from perrin.modalities.weather.sst_network import FIELD, AmplitudeConfig, build_
 from perrin.nets.sphere import SphericalHarmonics
 
 Array = NDArray[np.float64]
+_FREEZING = -1.8
 _KELVIN = {"K": 273.15, "kelvin": 273.15, "Kelvin": 273.15, "degK": 273.15}
 _CELSIUS = {"degC", "degree_Celsius", "degrees_Celsius", "celsius", "Celsius", "C", "deg_C", "degree_C", ""}
+PARTS = ("scale", "modes", "spread", "fitted", "rest", "spectrum")
 CONDITIONS = (0, 1, 2, 3)
 """Of which of the past's amplitudes the residual's distribution depends: of x_t, and of its mean over 4 months the first
 three."""
@@ -61,6 +64,9 @@ class SSTModel:
         sea: which cells are points, `[rows, columns]`.
         inflation: γ, `[leads]`.
         sample_months: anomalies of a simulated record that a forecast may start from, `[n, points]`.
+        field: the prior of a month's anomalies, for observations (`perrin.modalities.weather.infill`).
+        field_denoiser: of its amplitudes.
+        field_scale: a factor of its spread, chosen as γ is.
         steps: network evaluations for a member.
     """
 
@@ -77,6 +83,9 @@ class SSTModel:
         sea: NDArray[np.bool_],
         inflation: Array,
         sample_months: Array,
+        field: ResidualModes,
+        field_denoiser: NetworkDenoiser,
+        field_scale: float = 1.0,
         *,
         steps: int = 20,
         name: str = "",
@@ -85,12 +94,18 @@ class SSTModel:
         self.regression, self.residuals, self.denoiser = regression, residuals, denoiser
         self.condition_scale, self.climatology, self.sea = condition_scale, climatology, sea
         self.inflation, self.sample_months = inflation, sample_months
+        self.field, self.field_denoiser, self.field_scale = field, field_denoiser, field_scale
         self.steps, self.name, self.sha256 = steps, name, sha256
         rows, columns = sea.shape
         self.edges = np.linspace(-90, 90, rows + 1), np.linspace(0, 360, columns + 1)
         self.latitude, self.longitude = ((e[1:] + e[:-1]) / 2 for e in self.edges)
-        self.harmonics = SphericalHarmonics(
-            torch.from_numpy(self.latitude), columns, degree=len(residuals.spectrum)
+        self.harmonics, self.field_harmonics = (
+            SphericalHarmonics(torch.from_numpy(self.latitude), columns, degree=len(part.spectrum))
+            for part in (residuals, field)
+        )
+        self.places = (
+            np.repeat(self.latitude[:, None], columns, 1)[sea],
+            np.repeat(self.longitude[None], rows, 0)[sea],
         )
 
     @property
@@ -106,17 +121,15 @@ class SSTModel:
 
     def weights(self) -> dict[str, Tensor]:
         """All that a bundle keeps as tensors."""
-        r, m = self.residuals, self.regression
+        m = self.regression
         arrays: dict[str, Any] = {
+            f"{name}.{k}": getattr(part, k)
+            for name, part in (("residuals", self.residuals), ("field", self.field))
+            for k in PARTS
+        } | {
             "regression.E": m.E,
             "regression.B": m.B,
             "regression.c": m.c,
-            "residuals.scale": r.scale,
-            "residuals.modes": r.modes,
-            "residuals.spread": r.spread,
-            "residuals.fitted": r.fitted,
-            "residuals.rest": r.rest,
-            "residuals.spectrum": r.spectrum,
             "condition_scale": self.condition_scale,
             "climatology": self.climatology,
             "inflation": self.inflation,
@@ -124,21 +137,20 @@ class SSTModel:
         }
         out = {k: torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) for k, v in arrays.items()}
         out["sea"] = torch.from_numpy(self.sea.astype(np.uint8))
-        return out | {f"network.{k}": v for k, v in self.denoiser.named_parameters()}
+        for name, denoiser in (("network", self.denoiser), ("field_network", self.field_denoiser)):
+            out |= {f"{name}.{k}": v for k, v in denoiser.named_parameters()}
+        return out
 
     def to_json(self) -> dict[str, Any]:
         """The configuration of a bundle."""
         return {
             "kind": self.kind,
-            "network": vars(self._config()),
+            "network": config_of(self.denoiser),
+            "field_network": config_of(self.field_denoiser),
+            "field_scale": self.field_scale,
             "memory": self.residuals.memory,
             "steps": self.steps,
         }
-
-    def _config(self) -> AmplitudeConfig:
-        config = self.denoiser.network.config
-        assert isinstance(config, AmplitudeConfig)
-        return config
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> SSTModel:
@@ -149,30 +161,32 @@ class SSTModel:
         """
         try:
             model = bundle.config["model"]
-            config = AmplitudeConfig(**model["network"])
             tensors = bundle.weights()
-            w = {k: v.numpy().astype(np.float64) for k, v in tensors.items() if not k.startswith("network.")}
-            denoiser = build_denoiser(config)
-            own = dict(denoiser.named_parameters())
-            with torch.no_grad():
-                for k, p in own.items():
-                    p.copy_(tensors[f"network.{k}"])
+            w = {k: v.numpy().astype(np.float64) for k, v in tensors.items() if "network." not in k}
+            denoisers = []
+            for name in ("network", "field_network"):
+                denoiser = build_denoiser(AmplitudeConfig(**model[name]))
+                with torch.no_grad():
+                    for k, p in denoiser.named_parameters():
+                        p.copy_(tensors[f"{name}.{k}"])
+                denoisers.append(denoiser.eval().requires_grad_(False))
             sea = w["sea"] > 0
-            part = {
-                k: w[f"residuals.{k}"] for k in ("scale", "modes", "spread", "fitted", "rest", "spectrum")
-            }
+            parts = {n: {k: w[f"{n}.{k}"] for k in PARTS} for n in ("residuals", "field")}
             regression = SeasonalRegression(
                 E=w["regression.E"], weight=weights_of(sea), B=w["regression.B"], c=w["regression.c"]
             )
             return cls(
                 regression,
-                ResidualModes(**part, memory=float(model["memory"])),
-                denoiser.eval().requires_grad_(False),
+                ResidualModes(**parts["residuals"], memory=float(model["memory"])),
+                denoisers[0],
                 w["condition_scale"],
                 w["climatology"],
                 sea,
                 w["inflation"],
                 w["sample_months"],
+                ResidualModes(**parts["field"], memory=0.0),
+                denoisers[1],
+                float(model["field_scale"]),
                 steps=int(model["steps"]),
                 name=bundle.path.name,
                 sha256=bundle.sha256,
@@ -319,8 +333,7 @@ class SSTModel:
         x = self.anomalies(start, seed)[:leads]
         months = (start.time.month + np.arange(leads)) % 12
         out = np.full((leads, *self.sea.shape), np.nan, dtype=np.float32)
-        freezing = -1.8
-        out[:, self.sea] = np.maximum(x + self.climatology[months], freezing) + start.offset
+        out[:, self.sea] = np.maximum(x + self.climatology[months], _FREEZING) + start.offset
         yield {"sst": out}
 
     def with_inflation(self, inflation: Array) -> SSTModel:
@@ -334,8 +347,85 @@ class SSTModel:
             self.sea,
             inflation,
             self.sample_months,
+            self.field,
+            self.field_denoiser,
+            self.field_scale,
             steps=self.steps,
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ObservedMonth:
+    """A month with observations: °C, at degrees; `error` is their standard deviation."""
+
+    time: Any
+    latitude: Array
+    longitude: Array
+    value: Array
+    error: Array
+
+
+class SSTInfill:
+    """A month's field given observations of it, as something to roll out: one lead, of no months.
+
+    Arguments:
+        model: with its prior.
+    """
+
+    unit = "months"
+
+    def __init__(self, model: SSTModel) -> None:
+        self.model, self.name, self.sha256 = model, model.name, model.sha256
+        self.latitude, self.longitude = model.latitude, model.longitude
+        self._kept: tuple[ObservedMonth, Infill] | None = None
+
+    def fields(self, start: ObservedMonth) -> dict[str, dict[str, str]]:
+        """The variable and its attributes."""
+        return {"sst": {"standard_name": "sea_surface_temperature", "units": "degC"}}
+
+    def infill(self, start: ObservedMonth) -> Infill:
+        """The posterior of a month."""
+        m, month = self.model, start.time.month - 1
+        at = nearest(m.places, (start.latitude, start.longitude))
+        observations = Observations(
+            latitude=start.latitude,
+            longitude=start.longitude,
+            value=start.value - m.climatology[month, at],
+            error=start.error,
+        )
+        return Infill(
+            m.field,
+            m.field_denoiser,
+            m.places,
+            m.sea,
+            m.field_harmonics,
+            season(np.array([month]))[0],
+            month,
+            observations,
+            scale=m.field_scale,
+        )
+
+    def member(
+        self,
+        start: ObservedMonth,
+        seed: Tensor,
+        leads: int,
+        after: dict[str, NDArray[np.float32]] | None = None,
+    ) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """One field from the posterior, `[1, rows, columns]`."""
+        if self._kept is None or self._kept[0] is not start:
+            self._kept = (start, self.infill(start))
+        x = self._kept[1].members(seed)[0]
+        out = np.full((1, *self.model.sea.shape), np.nan, dtype=np.float32)
+        out[0, self.model.sea] = np.maximum(x + self.model.climatology[start.time.month - 1], _FREEZING)
+        yield {"sst": out}
+
+
+def config_of(denoiser: NetworkDenoiser) -> dict[str, Any]:
+    """The sizes of a network, plain values."""
+    config = denoiser.network.config
+    assert isinstance(config, AmplitudeConfig)
+    return config.to_json()
 
 
 def logit_normal_grid(n: int) -> Tensor:
