@@ -19,7 +19,7 @@ class WeatherModality(Modality):
     """See `perrin.modalities.Modality`."""
 
     name = "weather"
-    summary = "fields on latitude–longitude grids: forecasts of sea surface temperature, verification, data"
+    summary = "fields on latitude–longitude grids: forecasts, verification, data"
     suffixes = (".nc", ".nc4", ".cdf", ".zarr")
 
     def bundle_folder(self) -> Path:
@@ -62,10 +62,12 @@ class WeatherModality(Modality):
             group.add_argument(
                 "--months", type=int, metavar="N", help="sst: how far ahead, 1 to 12 (default 12)"
             )
+            group.add_argument("--days", type=int, metavar="N", help="speedy: how far ahead (default 15)")
             group.add_argument(
                 "--start",
                 metavar="DATE[:DATE]",
-                help="the last month known, such as 2009-12, or all from one to another (default: the file's last)",
+                help="the last month or time known, such as 2009-12 or 2001-03-01T12, or all from one to another "
+                "with a colon (default: the file's last)",
             )
         elif verb == "assimilate":
             group.add_argument(

@@ -2,8 +2,8 @@
 
 A model supplies starts and, for each start and member, fields of consecutive leads. A member is a function of the
 start, the seed of the run and the member's number alone. The store (`stores.create_store`) lies in `OUT.partial` until
-all of it is there; members that are done are listed in `OUT.partial/done`, and one that was cut off is made again, or
-goes on from its last segment, with the same bits.
+all of it is there; members that are done are listed in `OUT.partial/done`, and one that was cut off is made again, with
+the same bits.
 """
 
 from __future__ import annotations
@@ -47,13 +47,8 @@ class ForecastModel(Protocol):
     def fields(self, start: Any) -> dict[str, dict[str, str]]:
         """Names and attributes of the variables."""
 
-    def member(
-        self, start: Any, seed: Tensor, leads: int, after: Fields32 | None = None
-    ) -> Iterator[Fields32]:
-        """Fields of consecutive leads, `[n, rows, columns]` each, in segments that add up to `leads`.
-
-        `after` holds what the store has of the member already, `[m, rows, columns]`: go on from there.
-        """
+    def member(self, start: Any, seed: Tensor, leads: int) -> Iterator[Fields32]:
+        """Fields of consecutive leads, `[n, rows, columns]` each, in segments that add up to `leads`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +143,7 @@ def _run(unit: tuple[int, int]) -> tuple[int, int]:
     start = _STATE["starts"][i]
     seed = member_seed(options.seed, start, k)
     at = 0
-    for part in model.member(start, seed, options.leads, None):
+    for part in model.member(start, seed, options.leads):
         length = len(next(iter(part.values())))
         for name, values in part.items():
             write_region(store, name, (k, i, slice(at, at + length)), values)

@@ -6,14 +6,16 @@ import re
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
 from perrin.errors import PerrinError
 from perrin.modalities import find_bundle
+from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
-from perrin.modalities.weather.fields import open_fields
+from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.files import check_path
 from perrin.modalities.weather.forecast import Rollout, rollout
 from perrin.modalities.weather.observations import read_observations
@@ -32,18 +34,20 @@ Metrics: none measured yet; `perrin forecast` with `--start` over years that wer
 """
 
 
-def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel:
+def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel:
     """The model of a bundle.
 
     Raises:
         PerrinError: it is of no kind that is known.
     """
     kind = dict(bundle.config.get("model", {})).get("kind")
-    if kind != SSTModel.kind:
-        raise PerrinError(
-            f"expected a weather model of kind sst in {bundle.path}, given {kind!r}: update perrin"
-        )
-    return SSTModel.from_bundle(bundle)
+    if kind == SSTModel.kind:
+        return SSTModel.from_bundle(bundle)
+    if kind == AtmosphereModel.kind:
+        return AtmosphereModel.from_bundle(bundle, device=device)
+    raise PerrinError(
+        f"expected a weather model of kind sst or atmosphere in {bundle.path}, given {kind!r}: update perrin"
+    )
 
 
 def forecast(a: Namespace) -> None:
@@ -52,18 +56,20 @@ def forecast(a: Namespace) -> None:
     if a.workers is not None and a.workers < 1:
         raise PerrinError(f"expected --workers of at least 1, given {a.workers}")
     path = find_bundle(a.target)
-    model = load(read_bundle(path))
-    months = model.longest if a.months is None else a.months
-    if not 1 <= months <= model.longest:
-        raise PerrinError(f"expected --months from 1 to {model.longest}, given {months}")
-    if a.file:
-        starts = model.starts(open_fields(a.file), parse_months(a.start) if a.start else None)
-    elif a.start:
+    model = load(read_bundle(path), device=choose_device(a.device))
+    leads, step = _length(model, a)
+    fields = open_fields(a.file) if a.file else None
+    if a.start and fields is None:
         raise PerrinError("expected --file with --start, given none: the sample has one start only")
-    else:
+    starts: list[Any]
+    if fields is None:
         starts = model.sample_starts()
+    elif isinstance(model, SSTModel):
+        starts = model.starts(fields, parse_months(a.start) if a.start else None)
+    else:
+        starts = model.starts(fields, parse_days(a.start, fields) if a.start else None)
     workers = cpu_count() if a.members * len(starts) > 2000 else 1  # starting a process costs more
-    options = Rollout(members=a.members, leads=months, step=1, seed=a.seed, workers=a.workers or workers)
+    options = Rollout(members=a.members, leads=leads, step=step, seed=a.seed, workers=a.workers or workers)
     begin = time.perf_counter()
     words = {
         "title": f"ensemble forecast of {model.name}",
@@ -85,18 +91,73 @@ def forecast(a: Namespace) -> None:
             result={"members": a.members, "starts": len(starts), "seconds": round(seconds, 2)},
         ),
     )
-    first, last = starts[0].time, starts[-1].time
-    when = f"{first.year}-{first.month:02d}" + (
-        f" to {last.year}-{last.month:02d}" if len(starts) > 1 else ""
-    )
+    form = "%Y-%m" if model.unit == "months" else "%Y-%m-%d %H:%M"
+    when = " to ".join(dict.fromkeys(s.time.strftime(form) for s in (starts[0], starts[-1])))
     went = f", {there} from unfinished work" if there else ""
-    print(f"{a.members} members from {when}, {months} months, in {a.out}: {seconds:.1f} s{went}")
+    print(
+        f"{a.members} members from {when}, {leads * step:g} {model.unit}, in {a.out}: {seconds:.1f} s{went}"
+    )
+
+
+def choose_device(name: str | None) -> str:
+    """`auto` is a GPU where there is one.
+
+    Raises:
+        PerrinError: the device is not here.
+    """
+    name = name or "auto"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" or (name.startswith("cuda") and torch.cuda.is_available()):
+        return name
+    raise PerrinError(f"expected a device that is here (auto, cpu or cuda), given {name!r}: choose another")
+
+
+def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float]:
+    """How many steps are asked for, and how long one is in the model's unit."""
+    if isinstance(model, SSTModel):
+        if a.days is not None:
+            raise PerrinError("expected --months for a monthly model, given --days: say --months 6")
+        months = model.longest if a.months is None else a.months
+        if not 1 <= months <= model.longest:
+            raise PerrinError(f"expected --months from 1 to {model.longest}, given {months}")
+        return months, 1
+    if a.months is not None:
+        raise PerrinError("expected --days for a daily model, given --months: say --days 15")
+    hours, days = model.config.hours, 15 if a.days is None else a.days
+    if days < 1 or days * 24 % hours:
+        raise PerrinError(f"expected --days of at least 1 that steps of {hours} hours make up, given {days}")
+    return days * 24 // hours, hours
+
+
+def parse_days(text: str, fields: Fields) -> list[Any]:
+    """`2001-03-01`, `2001-03-01T12`, or two of them with a colon: times of the file.
+
+    Raises:
+        PerrinError: it is neither, or the file has no such time.
+    """
+    ends = []
+    for word in text.split(":"):
+        match = re.fullmatch(r"(\d{1,4})-(\d{1,2})-(\d{1,2})(?:T(\d{1,2}))?", word)
+        if not match:
+            raise PerrinError(f"expected --start such as 2001-03-01 or 2001-03-01T12, given {text!r}")
+        ends.append((*map(int, match.groups()[:3]), int(match[4] or 0)))
+    found = [t for t in fields.times if ends[0] <= (t.year, t.month, t.day, t.hour) <= ends[-1]]
+    if not found:
+        raise PerrinError(
+            f"expected --start within {fields.times[0]} to {fields.times[-1]}, the times of {fields.label}, given {text}"
+        )
+    return found
 
 
 def assimilate(a: Namespace) -> None:
     """`perrin assimilate weather/… --observations FILE.csv -o FILE`."""
     check_path(a.out)
     model = load(read_bundle(find_bundle(a.target)))
+    if not isinstance(model, SSTModel):
+        raise PerrinError(
+            f"expected a model of sea surface temperature, given {a.target}: it is the only one so far"
+        )
     months = read_observations(a.observations, a.error)
     options = Rollout(members=a.members, leads=1, step=0, seed=a.seed, workers=a.workers or cpu_count())
     begin = time.perf_counter()

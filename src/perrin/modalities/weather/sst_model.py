@@ -319,16 +319,13 @@ class SSTModel:
         r = self.residuals.residual(a, n, month)
         return self.regression.mean(start.past, month) + self.inflation[:, None] * r
 
-    def member(
-        self, start: SSTStart, seed: Tensor, leads: int, after: dict[str, NDArray[np.float32]] | None = None
-    ) -> Iterator[dict[str, NDArray[np.float32]]]:
+    def member(self, start: SSTStart, seed: Tensor, leads: int) -> Iterator[dict[str, NDArray[np.float32]]]:
         """One member's fields, `[leads, rows, columns]` each, all leads at once.
 
         Arguments:
             start: see `starts`.
             seed: of the member, `[1]`, int64.
             leads: months, at most `longest`.
-            after: unused: a member is made in one piece.
         """
         x = self.anomalies(start, seed)[:leads]
         months = (start.time.month + np.arange(leads)) % 12
@@ -406,11 +403,7 @@ class SSTInfill:
         )
 
     def member(
-        self,
-        start: ObservedMonth,
-        seed: Tensor,
-        leads: int,
-        after: dict[str, NDArray[np.float32]] | None = None,
+        self, start: ObservedMonth, seed: Tensor, leads: int
     ) -> Iterator[dict[str, NDArray[np.float32]]]:
         """One field from the posterior, `[1, rows, columns]`."""
         if self._kept is None or self._kept[0] is not start:
