@@ -115,7 +115,8 @@ class SphereUNet(nn.Module):
                 at = w
         self.norm = nn.GroupNorm(16, at)
         self.leave = _Convolution(at, c.outputs)
-        nn.init.zeros_(self.leave.inner.weight)
+        for p in self.leave.parameters():
+            nn.init.zeros_(p)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """Outputs `[B, outputs, rows, columns]`.
