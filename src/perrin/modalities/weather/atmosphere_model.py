@@ -128,7 +128,9 @@ class AtmosphereModel:
         """
         try:
             model, w = bundle.config["model"], bundle.weights()
-            words = {k: tuple(v) if isinstance(v, list) else v for k, v in model["network"].items()}
+            words: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in model["network"].items()
+            }
             config = AtmosphereConfig(**words)
             denoiser = build_denoiser(config)
             with torch.no_grad():
