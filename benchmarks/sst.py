@@ -1,12 +1,13 @@
-"""Monthly sea surface temperature at 5°: climatology, anomaly persistence and the linear inverse model.
+"""Monthly sea surface temperature at 5°: climatology, anomaly persistence, the linear inverse model, and a bundle.
 
-    python benchmarks/sst.py cobe_sst_2deg_1950_2009.nc [--members 50] [--json FILE]
+    python benchmarks/sst.py cobe_sst_2deg_1950_2009.nc [--bundle weather/sst --test 2000-2009] [--members 50] [--json FILE]
 
-Trained on 1950–1994; forecasts start in every month from which the lead falls in 1995–2009. The number of a linear inverse
-model's empirical orthogonal functions is chosen on 1985–1994 with models of 1950–1984: the least error at 3 months. "Damped
-rest" adds to the model of the paper the decay of what its functions leave out. Scores are those of `perrin verify`,
-area-weighted over the sea, with standard errors from blocks of 12 consecutive months. RMSE and ACC are those of the exact
-expectation, CRPS and SSR those of the members.
+Trained on 1950–1994; forecasts start in every month from which the lead falls in the test years. The bundle's width was
+chosen on 1995–1999, so 2000–2009 are the years that nothing has seen. The number of a linear inverse model's empirical
+orthogonal functions is chosen on 1985–1994 with models of 1950–1984: the least error at 3 months. "Damped rest" adds to
+the model of the paper the decay of what its functions leave out. Scores are those of `perrin verify`, area-weighted
+over the sea, with standard errors from blocks of 12 consecutive months. RMSE and ACC of linear inverse models are those
+of the exact expectation; all else is of the members.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from perrin.bundle import read_bundle
+from perrin.modalities import find_bundle
 from perrin.modalities.weather.fields import Fields, open_fields
+from perrin.modalities.weather.forecast import member_seed
 from perrin.modalities.weather.lim import LinearInverseModel
 from perrin.modalities.weather.sources import Climatology
 from perrin.modalities.weather.sst import SeaSurface, read_sst
+from perrin.modalities.weather.sst_model import SSTModel
 from perrin.modalities.weather.verify import VerifyOptions, verify
 from perrin.run.atomic import write_json
 
@@ -51,11 +56,11 @@ def choose_modes(x: np.ndarray, weight: np.ndarray, years: np.ndarray, name: str
 
 
 def lim_forecast(
-    sst: SeaSurface, model: LinearInverseModel, lead: int, members: int, first: int
+    sst: SeaSurface, model: LinearInverseModel, lead: int, members: int, first: int, last: int
 ) -> xr.Dataset:
-    """Forecasts from every month for which the valid time is at or after index `first`; the mean where members is 1."""
+    """Forecasts from every month whose valid time is from index `first` to `last`; the mean where members is 1."""
     sea, anomaly = sst.sea, sst.anomaly
-    starts = range(first - lead, len(sst.times) - lead)
+    starts = range(first - lead, last + 1 - lead)
     out = np.full((members, len(starts), 1, *sea.shape), np.nan, dtype=np.float32)
     for i, t in enumerate(starts):
         x = anomaly[t][sea]
@@ -73,6 +78,34 @@ def lim_forecast(
     )
 
 
+def bundle_forecasts(
+    file: str, bundle: str, first: int, last: int, sst: SeaSurface, members: int
+) -> dict[int, xr.Dataset]:
+    """Forecasts of a bundle at each lead, from the months whose forecasts fall in the months `first` to `last`."""
+    model = SSTModel.from_bundle(read_bundle(find_bundle(bundle)))
+    times = sst.times[first - max(LEADS) : last + 1 - min(LEADS)]
+    starts = model.starts(open_fields(file), [(t.year, t.month) for t in times])
+    out = np.full((len(LEADS), members, len(starts), *sst.sea.shape), np.nan, dtype=np.float32)
+    for i, start in enumerate(starts):
+        for k in range(members):
+            (found,) = model.member(start, member_seed(0, start, k), max(LEADS))
+            out[:, k, i] = found["sst"][[lead - 1 for lead in LEADS]]
+    dims = ("realization", "forecast_reference_time", "forecast_period", "latitude", "longitude")
+    sets = {}
+    for j, lead in enumerate(LEADS):
+        own = slice(max(LEADS) - lead, len(starts) - lead + min(LEADS))
+        sets[lead] = xr.Dataset(
+            {"sst": (dims, out[j][:, own, None], {"units": sst.units})},
+            {
+                "forecast_reference_time": times[own],
+                "forecast_period": ("forecast_period", [lead], {"units": "months"}),
+                "latitude": sst.latitude,
+                "longitude": sst.longitude,
+            },
+        )
+    return sets
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -80,6 +113,8 @@ def main() -> None:
     )
     parser.add_argument("file")
     parser.add_argument("--members", type=int, default=50)
+    parser.add_argument("--bundle", help="such as weather/sst")
+    parser.add_argument("--test", default="1995-2009", metavar="YYYY-YYYY")
     parser.add_argument("--json")
     a = parser.parse_args()
     sst = read_sst(open_fields(a.file))
@@ -92,7 +127,9 @@ def main() -> None:
     }
     sizes = ", ".join(f"{name} {len(m.G)}" for name, m in models.items())
     print(f"{int(sst.sea.sum())} cells of sea; functions: {sizes}; {a.members} members\n")
-    first = int(np.argmax(years >= 1995))
+    begin, end = map(int, a.test.split("-"))
+    first, last = np.flatnonzero((years >= begin) & (years <= end))[[0, -1]].tolist()
+    ours = bundle_forecasts(a.file, a.bundle, first, last, sst, a.members) if a.bundle else {}
     options = VerifyOptions(against=("climatology", "anomaly-persistence"), block=12, degrees=0)
     results = {}
     print(
@@ -102,12 +139,15 @@ def main() -> None:
         rows: dict[str, Any] = {}
         for name, model in models.items():
             found, exact = (
-                verify(Fields(lim_forecast(sst, model, lead, m, first)), truth, options, climatology)
+                verify(Fields(lim_forecast(sst, model, lead, m, first, last)), truth, options, climatology)
                 for m in (a.members, 1)
             )
             many, one = (r["variables"]["sst"]["leads"][0] for r in (found, exact))
             rows = {n: r["scores"] for n, r in many["references"].items()} | rows
             rows[name] = many["scores"] | {k: one["scores"][k] for k in ("rmse", "acc")}
+        if ours:
+            found = verify(Fields(ours[lead]), truth, options, climatology)
+            rows[a.bundle] = found["variables"]["sst"]["leads"][0]["scores"]
         results[str(lead)] = rows
         for name, s in rows.items():
             cells = (f"{s[k]['value']:.3f} ± {s[k]['error']:.3f}" for k in ("rmse", "crps"))

@@ -27,6 +27,8 @@ VERBS = {
     "train": "train, resume, fine-tune on own data: perrin train molecule/qm9 --out runs/a",
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
     "rank": "filter, sort and pick: perrin rank out.sdf --by qed,-sa --where 'MW<150'",
+    "forecast": "an ensemble from a state: perrin forecast weather/sst --file sst.nc --members 50 -o ens.zarr",
+    "assimilate": "states from observations: perrin assimilate weather/sst --observations obs.csv -o post.nc",
     "verify": "a forecast's scores: perrin verify ensemble.nc analysis.nc --json scores.json",
     "view": "one self-contained HTML page: perrin view out.sdf",
     "rerun": "run again what a run.json records: perrin rerun out.sdf.run.json",
@@ -34,7 +36,7 @@ VERBS = {
     "doctor": "whether it works here",
 }
 
-_TARGETS = ("sample", "simulate", "invert", "data", "train")
+_TARGETS = ("sample", "simulate", "invert", "data", "train", "forecast", "assimilate")
 """Verbs whose first word names a modality; that of others is a file."""
 
 _SYSTEM = {
@@ -261,6 +263,17 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--top", type=int, metavar="N", help="keep the best N")
         parser.add_argument("--workers", type=int, help="processes (default: the cores there are)")
+    elif verb in ("forecast", "assimilate"):
+        parser.add_argument("target", help="a bundle: modality/name, or the path of one")
+        parser.add_argument(
+            "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"
+        )
+        parser.add_argument("--members", type=int, default=50, metavar="M", help="how many (default 50)")
+        parser.add_argument(
+            "--seed", type=_seed, default=0, help="member k depends on it and on k alone (default 0)"
+        )
+        parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
+        parser.add_argument("--workers", type=int, help="processes on the CPU (default: the cores there are)")
     elif verb == "verify":
         parser.add_argument("file", metavar="FORECAST", help="the forecast, or an ensemble of them")
         parser.add_argument("truth", metavar="TRUTH", help="what happened, at the same places")

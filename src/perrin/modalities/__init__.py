@@ -92,6 +92,14 @@ class Modality(ABC):
         """`perrin data`; `arguments` has target and out."""
         self._refuse("prepare data")
 
+    def forecast(self, arguments: Namespace) -> None:
+        """`perrin forecast`; `arguments` has target, out, members, seed, device, workers, argv."""
+        self._refuse("forecast")
+
+    def assimilate(self, arguments: Namespace) -> None:
+        """`perrin assimilate`; `arguments` as for `forecast`."""
+        self._refuse("assimilate")
+
     def verify(self, arguments: Namespace) -> None:
         """`perrin verify`; `arguments` has file, truth and json."""
         self._refuse("verify")

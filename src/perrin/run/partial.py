@@ -37,21 +37,7 @@ class PartialStore:
             raise PerrinError(f"expected an output file, given the directory {output}: add a file name")
         self.folder = output.with_name(output.name + ".partial")
         self.key = json.loads(json.dumps(dict(key)))
-        path = self.folder / "key.json"
-        if os.path.isfile(path):
-            try:
-                found = json.loads(path.read_text())
-            except ValueError:
-                found = None
-            if found != self.key and not any(self.folder.glob("*.safetensors")):
-                write_json(path, self.key)  # nothing was done yet
-            elif found != self.key:
-                raise PerrinError(
-                    f"expected to go on with the work in {self.folder}, which was started with other settings "
-                    f"({_difference(found, self.key)}): give those, or delete the folder"
-                )
-        else:
-            write_json(path, self.key)
+        read_key(self.folder, self.key)
 
     def save(self, indices: tuple[int, ...], tensors: Mapping[str, np.ndarray]) -> None:
         """Keep one part, atomically."""
@@ -79,6 +65,32 @@ class PartialStore:
     def remove(self) -> None:
         """Delete the parts, when the output is whole."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_key(folder: Path, key: Mapping[str, Any]) -> bool:
+    """Say what the work in a folder is, or check that it is this: whether there was some already.
+
+    Raises:
+        PerrinError: there is unfinished work of another key.
+    """
+    path = folder / "key.json"
+    key = json.loads(json.dumps(dict(key)))
+    if not os.path.isfile(path):
+        write_json(path, key)
+        return False
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if found == key:
+        return True
+    if any(p.name != path.name for p in folder.iterdir()):
+        raise PerrinError(
+            f"expected to go on with the work in {folder}, which was started with other settings "
+            f"({_difference(found, key)}): give those, or delete the folder"
+        )
+    write_json(path, key)  # nothing was done yet
+    return False
 
 
 def _difference(found: Any, given: Mapping[str, Any]) -> str:

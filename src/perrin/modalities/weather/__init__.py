@@ -5,9 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from perrin.errors import PerrinError
 from perrin.modalities import Modality
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ class WeatherModality(Modality):
     """See `perrin.modalities.Modality`."""
 
     name = "weather"
-    summary = "fields on latitude–longitude grids: verification of forecasts (models are to come)"
+    summary = "fields on latitude–longitude grids: forecasts, verification, data"
     suffixes = (".nc", ".nc4", ".cdf", ".zarr")
 
     def bundle_folder(self) -> Path:
@@ -46,6 +45,50 @@ class WeatherModality(Modality):
                 default="1950-1994",
                 metavar="YYYY-YYYY",
                 help="sst: of the climatology (1950-1994)",
+            )
+            group.add_argument("--days", type=int, default=3650, help="speedy: to write (default 3650)")
+            group.add_argument(
+                "--spinup", type=int, default=365, metavar="DAYS", help="speedy: before, from rest (365)"
+            )
+            group.add_argument(
+                "--interval", type=int, default=12, metavar="HOURS", help="speedy: between states (12)"
+            )
+        elif verb == "forecast":
+            group.add_argument(
+                "--file",
+                metavar="FILE",
+                help="NetCDF or Zarr with the states to start from (default: a simulated sample)",
+            )
+            group.add_argument(
+                "--months", type=int, metavar="N", help="sst: how far ahead, 1 to 12 (default 12)"
+            )
+            group.add_argument("--days", type=int, metavar="N", help="speedy: how far ahead (default 15)")
+            group.add_argument(
+                "--start",
+                metavar="DATE[:DATE]",
+                help="the last month or time known, such as 2009-12 or 2001-03-01T12, or all from one to another "
+                "with a colon (default: the file's last)",
+            )
+        elif verb == "assimilate":
+            group.add_argument(
+                "--observations",
+                metavar="FILE.csv",
+                required=True,
+                help="columns time, latitude, longitude, value and, if they differ, error",
+            )
+            group.add_argument(
+                "--error", type=float, metavar="X", help="standard deviation of the observations' errors"
+            )
+        elif verb == "train":
+            group.add_argument("--data", metavar="FILE", help="sst: a monthly record")
+            group.add_argument(
+                "--years", default="1950-1994", metavar="YYYY-YYYY", help="to fit (default 1950-1994)"
+            )
+            group.add_argument(
+                "--choose",
+                default="1995-1999",
+                metavar="YYYY-YYYY",
+                help="on which the ensemble's width is chosen (default 1995-1999)",
             )
         elif verb == "verify":
             group.add_argument(
@@ -84,15 +127,33 @@ class WeatherModality(Modality):
             )
             group.add_argument("--seed", type=int, default=0, help="of ties and the bootstrap (default 0)")
 
-    def load(self, bundle: Bundle, *, device: str = "cpu") -> NoReturn:
-        """There are no models yet.
+    def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:
+        """The model of a bundle.
 
         Raises:
-            PerrinError: always.
+            PerrinError: it is of no kind that is known.
         """
-        raise PerrinError(
-            "expected a bundle of a modality with models, given one of weather, which has none yet"
-        )
+        from perrin.modalities.weather import models
+
+        return models.load(bundle, device=device)
+
+    def forecast(self, arguments: Namespace) -> None:
+        """Roll out an ensemble."""
+        from perrin.modalities.weather import models
+
+        models.forecast(arguments)
+
+    def assimilate(self, arguments: Namespace) -> None:
+        """States given observations."""
+        from perrin.modalities.weather import models
+
+        models.assimilate(arguments)
+
+    def train(self, arguments: Namespace) -> None:
+        """Train a model on a record."""
+        from perrin.modalities.weather import models
+
+        models.train(arguments)
 
     def data(self, arguments: Namespace) -> None:
         """Prepare data."""

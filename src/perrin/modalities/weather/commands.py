@@ -29,7 +29,7 @@ def verify(a: Namespace) -> None:
     )
     forecast, truth = open_fields(a.file), open_fields(a.truth)
     climatology = None
-    years = _years(a.climatology_years) if a.climatology_years else None
+    years = parse_years(a.climatology_years) if a.climatology_years else None
     if a.climatology or years:
         climatology = Climatology(open_fields(a.climatology) if a.climatology else truth, years)
     elif options.quantiles or set(options.against) - {"persistence"}:
@@ -46,12 +46,15 @@ def data(a: Namespace) -> None:
     from perrin.modalities.weather.files import check_path, write_fields
     from perrin.modalities.weather.sst import read_sst
 
+    if a.target == "weather/speedy":
+        speedy(a)
+        return
     if a.target != "weather/sst":
-        raise PerrinError(f"expected weather/sst, given {a.target!r}: it is the only data set so far")
+        raise PerrinError(f"expected weather/sst or weather/speedy, given {a.target!r}: choose one of them")
     if not a.file:
         raise PerrinError("expected --file with a monthly record of sea surface temperature, given none")
     check_path(a.out)
-    sst = read_sst(open_fields(a.file), cell=a.cell, training=_years(a.years))
+    sst = read_sst(open_fields(a.file), cell=a.cell, training=parse_years(a.years))
     words = {
         "title": f"monthly sea surface temperature on a grid of {a.cell:g} degrees",
         "source": Path(a.file).name,
@@ -61,7 +64,21 @@ def data(a: Namespace) -> None:
     print(f"{len(sst.times)} months, {int(sst.sea.sum())} cells of sea in {a.out}")
 
 
-def _years(text: str) -> tuple[int, int]:
+def speedy(a: Namespace) -> None:
+    """`perrin data weather/speedy --days N -o OUT.zarr`: a simulated atmosphere; goes on where it was stopped."""
+    from perrin.modalities.weather.files import check_path
+    from perrin.modalities.weather.speedy import produce
+
+    if Path(a.out).suffix != ".zarr":
+        raise PerrinError(
+            f"expected an output that ends in .zarr, given {a.out}: it is too large for one file"
+        )
+    check_path(a.out)
+    found = produce(a.out, days=a.days, spinup=a.spinup, interval=a.interval)
+    print(f"{found['states']} states in {a.out}")
+
+
+def parse_years(text: str) -> tuple[int, int]:
     """`1950-1994` as two numbers."""
     match = re.fullmatch(r"(\d+)-(\d+)", text)
     if not match or int(match[1]) > int(match[2]):

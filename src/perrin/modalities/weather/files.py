@@ -46,7 +46,7 @@ def write_fields(path: str | Path, dataset: xr.Dataset, attributes: Mapping[str,
         PerrinError: another suffix, another dimension, a coordinate is missing, or the file cannot be written.
     """
     check_path(path)
-    out, encoding = _prepare(dataset, attributes or {})
+    out, encoding = prepare(dataset, attributes or {})
     if Path(path).suffix == ".zarr":
         _write_zarr(Path(path), out, encoding)
         return
@@ -78,7 +78,7 @@ def check_path(path: str | Path) -> None:
         raise PerrinError(f"expected an output file, given the directory {path}: add a file name")
 
 
-def _prepare(
+def prepare(
     dataset: xr.Dataset, attributes: Mapping[str, str]
 ) -> tuple[xr.Dataset, dict[Any, dict[str, Any]]]:
     """The dataset in canonical order with CF's attributes and bounds, and its encoding."""

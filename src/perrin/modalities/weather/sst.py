@@ -86,7 +86,7 @@ def read_sst(fields: Fields, *, cell: float = 5.0, training: tuple[int, int] = T
     count = round(180 / cell) if cell > 0 else 0
     if count < 2 or abs(count * cell - 180) > 1e-9:
         raise PerrinError(f"expected cells whose size divides 180 degrees, given {cell:g}: try 5")
-    part = _find(fields)
+    part = find_sst(fields)
     numbers = np.array([12 * t.year + t.month for t in fields.times])
     if len(numbers) < 24 or np.any(np.diff(numbers) != 1):
         raise PerrinError(f"expected two or more years of consecutive months, given others in {fields.label}")
@@ -117,7 +117,19 @@ def read_sst(fields: Fields, *, cell: float = 5.0, training: tuple[int, int] = T
     )
 
 
-def _find(fields: Fields) -> str:
+def weights_of(sea: NDArray[np.bool_]) -> Array:
+    """Areas of the cells of sea of a grid over the whole sphere without the poles, `[points]`, sum 1."""
+    rows, columns = sea.shape
+    area = cell_areas(np.linspace(-90, 90, rows + 1), np.linspace(0, 360, columns + 1))[sea]
+    return np.asarray(area / area.sum())
+
+
+def find_sst(fields: Fields) -> str:
+    """The variable of sea surface temperature.
+
+    Raises:
+        PerrinError: there is none.
+    """
     for part, place in fields.parts.items():
         if fields.dataset[place.variable].attrs.get("standard_name") in _NAMES:
             return part

@@ -298,7 +298,8 @@ def _summary(
 
         def skill(s: dict[str, Sums], name: str = name) -> dict[str, Array]:
             ours, theirs = (_scores(s[n], members[n]) for n in ("forecast", name))
-            return {k: 1 - ours[k] / theirs[k] for k in ("crps", "rmse")}
+            with np.errstate(invalid="ignore", divide="ignore"):  # persistence has no error at lead 0
+                return {k: 1 - ours[k] / theirs[k] for k in ("crps", "rmse")}
 
         out["references"][name] = {
             "members": members[name],

@@ -1,0 +1,262 @@
+"""A trained atmosphere: starts from files, members step by step.
+
+A step's result is rounded to float32 in the file's units, and the next step starts from that: what is on disk is the
+trajectory.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from perrin.bundle import Bundle
+from perrin.core import SOLVERS, CounterNoise, Dense, NetworkDenoiser, plan_steps, sample
+from perrin.core.grids import logit_normal
+from perrin.errors import PerrinError
+from perrin.modalities.weather.atmosphere import (
+    FIELD,
+    AtmosphereConfig,
+    Normalisation,
+    build_denoiser,
+    extra_channels,
+)
+from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes
+
+if TYPE_CHECKING:  # the model runs where there is no xarray
+    from perrin.modalities.weather.fields import Fields
+
+_SEGMENT = 64
+"""Steps that are written together: a shard of the store."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AtmosphereStart:
+    """The time of the state, and it and the one before, in the file's units, `[2, C, rows, columns]`, the later first."""
+
+    time: Any
+    states: NDArray[np.float32]
+
+
+class AtmosphereModel:
+    """See the module's text.
+
+    Arguments:
+        denoiser: in evaluation mode, on its device.
+        config: its sizes.
+        norm: of states and changes.
+        constants: `[2, rows, columns]`.
+        attributes: of each field.
+        sample_states: of a simulated start, `[2, C, rows, columns]`, and `sample_day` of the year.
+        sample_day: see there.
+        steps: network evaluations for a step.
+    """
+
+    kind = "atmosphere"
+    unit = "hours"
+    longest = None
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        config: AtmosphereConfig,
+        norm: Normalisation,
+        constants: Tensor,
+        attributes: dict[str, dict[str, str]],
+        sample_states: Tensor,
+        sample_day: float,
+        *,
+        steps: int = 16,
+        name: str = "",
+        sha256: str = "",
+    ) -> None:
+        self.denoiser, self.config, self.norm, self.constants = denoiser, config, norm, constants
+        self.attributes, self.sample_states, self.sample_day = attributes, sample_states, sample_day
+        self.steps, self.name, self.sha256 = steps, name, sha256
+        self.latitude = gauss_latitudes(config.rows)[0].numpy()
+        self.longitude = np.arange(config.columns) * 360 / config.columns
+        self.plan = plan_steps(
+            denoiser.process,
+            SOLVERS["dpmpp-2m"],
+            steps,
+            grid=lambda n: logit_normal(n, mean=0.2, std=1.6, start=0.999),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm.mean.device
+
+    def fields(self, start: AtmosphereStart) -> dict[str, dict[str, str]]:
+        """The variables of a forecast and their attributes."""
+        return self.attributes
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that a bundle keeps as tensors; statistics as logarithms of what may be large or small."""
+        n = self.norm
+        out = {
+            "norm.mean_over_std": n.mean / n.std,
+            "norm.log_std": n.std.log(),
+            "norm.log_change": n.change.log(),
+            "constants": self.constants,
+            "sample_states": n.normalise(self.sample_states),
+        }
+        return out | {f"network.{k}": v for k, v in self.denoiser.named_parameters()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration of a bundle."""
+        return {
+            "kind": self.kind,
+            "network": self.config.to_json(),
+            "attributes": self.attributes,
+            "sample_day": self.sample_day,
+            "steps": self.steps,
+        }
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> AtmosphereModel:
+        """Read one.
+
+        Raises:
+            PerrinError: it is not a model of this kind, or incomplete.
+        """
+        try:
+            model, w = bundle.config["model"], bundle.weights()
+            words: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in model["network"].items()
+            }
+            config = AtmosphereConfig(**words)
+            denoiser = build_denoiser(config)
+            with torch.no_grad():
+                for k, p in denoiser.named_parameters():
+                    p.copy_(w[f"network.{k}"])
+            std = w["norm.log_std"].exp()
+            norm = Normalisation(w["norm.mean_over_std"] * std, std, w["norm.log_change"].exp()).to(
+                torch.device(device)
+            )
+            return cls(
+                denoiser.eval().requires_grad_(False).to(device),
+                config,
+                norm,
+                w["constants"].to(device),
+                model["attributes"],
+                norm.restore(w["sample_states"].to(device)),
+                float(model["sample_day"]),
+                steps=int(model["steps"]),
+                name=bundle.path.name,
+                sha256=bundle.sha256,
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise PerrinError(
+                f"expected a model of an atmosphere in {bundle.path}, given another ({error}): get it again"
+            ) from error
+
+    def sample_starts(self) -> list[AtmosphereStart]:
+        """The simulated state that comes with the model; its year is made up."""
+        import cftime
+
+        time = cftime.datetime(2001, 1, 1) + datetime.timedelta(days=self.sample_day)
+        return [AtmosphereStart(time=time, states=self.sample_states.cpu().numpy())]
+
+    def starts(self, fields: Fields, times: Sequence[Any] | None = None) -> list[AtmosphereStart]:
+        """The starts of a file.
+
+        Arguments:
+            fields: with all the model's fields on a grid of the whole sphere, by time.
+            times: of the starts; the last by default.
+
+        Raises:
+            PerrinError: a field, the state before, or some place is missing.
+        """
+        lacking = [name for name in self.config.fields if name not in fields.parts]
+        if lacking:
+            raise PerrinError(
+                f"expected the fields {', '.join(self.config.fields)}, given {', '.join(fields.parts)} in {fields.label}: "
+                f"rename or add {lacking[0]}"
+            )
+        if not fields.is_global:
+            raise PerrinError(f"expected a grid of the whole sphere, given a part of it in {fields.label}")
+        out = []
+        for time in times or [fields.times[-1]]:
+            pair = []
+            for at in (time, time - datetime.timedelta(hours=self.config.hours)):
+                i = fields.find(at)
+                if i is None:
+                    raise PerrinError(
+                        f"expected states at {time} and {self.config.hours} hours before, given none at {at} in "
+                        f"{fields.label}"
+                    )
+                pair.append(np.stack([self._regrid(fields, name, i) for name in self.config.fields]))
+            out.append(AtmosphereStart(time=time, states=np.stack(pair)))
+        return out
+
+    def _regrid(self, fields: Fields, name: str, i: int) -> NDArray[np.float32]:
+        """A field on the model's grid, by its spherical harmonics."""
+        x = fields.read(name, time=i)
+        if not np.isfinite(x).all():
+            raise PerrinError(
+                f"expected {name} everywhere, given missing values in {fields.label}: fill them first"
+            )
+        rows, columns = self.config.rows, self.config.columns
+        if len(fields.latitude) == rows and np.allclose(fields.latitude, self.latitude, atol=1e-3):
+            same = len(fields.longitude) == columns and abs(fields.longitude[0]) < 1e-6
+            if same:
+                return x.astype(np.float32)
+        width = len(fields.longitude)
+        degree = min(rows, len(fields.latitude) - 1, (width + 1) // 2)
+        there = SphericalHarmonics(
+            torch.from_numpy(fields.latitude), width, degree=degree, first=float(fields.longitude[0])
+        )
+        here = SphericalHarmonics(torch.from_numpy(self.latitude), columns, degree=degree)
+        return here.inverse(there(torch.from_numpy(x))).numpy().astype(np.float32)
+
+    @torch.no_grad()
+    def step(self, now: Tensor, before: Tensor, day: float, noise: CounterNoise) -> Tensor:
+        """The state after, of normalised states `[B, C, rows, columns]`."""
+        count = len(now)
+        days = torch.full((count,), day, device=self.device)
+        more = extra_channels(self.constants, torch.from_numpy(self.latitude).to(self.device), days)
+        state = sample(
+            self.denoiser,
+            self.denoiser.process,
+            self.plan,
+            {FIELD: Dense(count, self.device)},
+            noise,
+            condition=torch.cat([now, before, more], 1),
+        )
+        return now + self.norm.change[:, None, None] * state[FIELD]
+
+    def member(
+        self, start: AtmosphereStart, seed: Tensor, leads: int
+    ) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """One member, in segments of steps.
+
+        Arguments:
+            start: see `starts`.
+            seed: of the member, `[1]`, int64.
+            leads: steps.
+        """
+        now, before = (torch.from_numpy(s).to(self.device) for s in start.states)
+        part: list[NDArray[np.float32]] = []
+        for at in range(leads):
+            time = start.time + datetime.timedelta(hours=self.config.hours * at)
+            day = (time - type(time)(time.year, 1, 1, calendar=time.calendar)).total_seconds() / 86400
+            step_seed = seed * 1_000_003 + at + 1  # of this step: noise has no step's number of its own
+            found = self.step(
+                self.norm.normalise(now)[None],
+                self.norm.normalise(before)[None],
+                day,
+                CounterNoise(step_seed.to(self.device)),
+            )
+            before, now = now, self.norm.restore(found[0]).float()
+            part.append(now.cpu().numpy())
+            if (at + 1) % _SEGMENT == 0 or at + 1 == leads:
+                whole = np.stack(part, 1)
+                yield dict(zip(self.config.fields, whole))
+                part = []

@@ -1,0 +1,197 @@
+"""Rollout of an ensemble to disk: a member at a time, and on from where it was.
+
+A model supplies starts and, for each start and member, fields of consecutive leads. A member is a function of the
+start, the seed of the run and the member's number alone. The store (`stores.create_store`) lies in `OUT.partial` until
+all of it is there; members that are done are listed in `OUT.partial/done`, and one that was cut off is made again, with
+the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from perrin.core import sample_seeds
+from perrin.errors import PerrinError
+from perrin.modalities.weather.fields import DIMENSIONS
+from perrin.modalities.weather.files import check_path
+from perrin.modalities.weather.stores import create_store, finish, write_region
+from perrin.run.partial import read_key
+from perrin.run.pool import map_unordered
+from perrin.run.progress import progress
+
+Fields32 = dict[str, NDArray[np.float32]]
+
+
+class ForecastModel(Protocol):
+    """What can be rolled out."""
+
+    name: str
+    sha256: str
+    unit: str
+    """Of the leads: `months` or `hours`."""
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+
+    def fields(self, start: Any) -> dict[str, dict[str, str]]:
+        """Names and attributes of the variables."""
+
+    def member(self, start: Any, seed: Tensor, leads: int) -> Iterator[Fields32]:
+        """Fields of consecutive leads, `[n, rows, columns]` each, in segments that add up to `leads`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What is asked for.
+
+    Arguments:
+        members: how many.
+        leads: how many steps of the model.
+        step: of the model, in its unit.
+        seed: of the run.
+        workers: processes.
+    """
+
+    members: int
+    leads: int
+    step: float
+    seed: int = 0
+    workers: int = 1
+
+
+def member_seed(seed: int, start: Any, member: int) -> Tensor:
+    """The seed of one member of one start, `[1]`: of the start's date, so that it does not depend on the other starts."""
+    date = zlib.crc32(start.time.strftime("%Y-%m-%d %H").encode())
+    return sample_seeds((seed << 32 ^ date) % 2**63, torch.tensor([member]))
+
+
+def rollout(
+    model: ForecastModel, starts: Sequence[Any], options: Rollout, out: str | Path, words: dict[str, str]
+) -> int:
+    """Write an ensemble; returns how many members were there already.
+
+    Arguments:
+        model: see `ForecastModel`.
+        starts: its starts, in the order of time.
+        options: see there.
+        out: .nc or .zarr.
+        words: attributes of the file.
+
+    Raises:
+        PerrinError: numbers are out of range, the name is none for an output, or unfinished work has other settings.
+    """
+    check_path(out)
+    for name in ("members", "leads"):
+        if getattr(options, name) < 1:
+            raise PerrinError(f"expected {name} of at least 1, given {getattr(options, name)}")
+    out = Path(out)
+    folder = out.with_name(out.name + ".partial")
+    key = {
+        "weights": model.sha256,
+        "seed": options.seed,
+        "members": options.members,
+        "leads": options.leads,
+        "starts": [s.time.strftime("%Y-%m-%d %H") for s in starts],
+        "state": _digest(starts),
+    }
+    found = read_key(folder, key)
+    store, log = folder / "data.zarr", folder / "done"
+    if not (found and store.is_dir()):
+        log.unlink(missing_ok=True)
+        _create(store, model, starts, options, words)
+    done = _done(log)
+    units = [(i, k) for i in range(len(starts)) for k in range(options.members) if (i, k) not in done]
+    settings = (model, list(starts), options, str(store))
+    results = map_unordered(
+        _run, units, workers=min(options.workers, len(units) or 1), setup=_setup, arguments=settings
+    )
+    with progress("forecast", len(starts) * options.members) as advance, log.open("a") as file:
+        advance(len(done))
+        for i, k in (result for _, result in results):
+            file.write(f"{i} {k}\n")
+            file.flush()
+            os.fsync(file.fileno())
+            advance(1)
+    finish(store, out)
+    shutil.rmtree(folder, ignore_errors=True)
+    return len(done)
+
+
+_STATE: dict[str, Any] = {}
+
+
+def _setup(model: ForecastModel, starts: list[Any], options: Rollout, store: str) -> None:
+    _STATE.update(model=model, starts=starts, options=options, store=store)
+    torch.set_num_threads(1)
+
+
+def _run(unit: tuple[int, int]) -> tuple[int, int]:
+    """One member of one start, written segment by segment."""
+    model, options, store = _STATE["model"], _STATE["options"], _STATE["store"]
+    i, k = unit
+    start = _STATE["starts"][i]
+    seed = member_seed(options.seed, start, k)
+    at = 0
+    for part in model.member(start, seed, options.leads):
+        length = len(next(iter(part.values())))
+        for name, values in part.items():
+            write_region(store, name, (k, i, slice(at, at + length)), values)
+        at += length
+    return unit
+
+
+def _done(log: Path) -> set[tuple[int, int]]:
+    """Members that are whole; a line that was cut off does not count."""
+    out = set()
+    for line in log.read_text().splitlines(keepends=True) if log.is_file() else []:
+        if line.endswith("\n") and len(words := line.split()) == 2:
+            out.add((int(words[0]), int(words[1])))
+    return out
+
+
+def _create(
+    store: Path, model: ForecastModel, starts: Sequence[Any], options: Rollout, words: dict[str, str]
+) -> None:
+    leads = options.step * np.arange(1, options.leads + 1)
+    if model.unit == "months":
+        leads = leads.astype(np.int32)
+    template = xr.Dataset(
+        coords={
+            "realization": np.arange(options.members, dtype=np.int32),
+            "forecast_reference_time": [s.time for s in starts],
+            "forecast_period": ("forecast_period", leads, {"units": model.unit}),
+            "latitude": model.latitude,
+            "longitude": model.longitude,
+        }
+    )
+    create_store(
+        store,
+        template,
+        model.fields(starts[0]),
+        DIMENSIONS,
+        words,
+        shards={"forecast_period": min(options.leads, 64)},
+    )
+
+
+def _digest(starts: Sequence[Any]) -> str:
+    """A hash of the states that forecasts start from: unfinished work from other data is other work."""
+    import hashlib
+
+    found = hashlib.sha256()
+    for start in starts:
+        for value in vars(start).values():
+            if isinstance(value, np.ndarray):
+                found.update(np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,263 @@
+"""The weather commands that need a model: forecast, assimilate, train."""
+
+from __future__ import annotations
+
+import re
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perrin.bundle import Bundle, read_bundle, write_bundle
+from perrin.errors import PerrinError
+from perrin.modalities import find_bundle
+from perrin.modalities.weather.atmosphere_model import AtmosphereModel
+from perrin.modalities.weather.commands import parse_years
+from perrin.modalities.weather.fields import Fields, open_fields
+from perrin.modalities.weather.files import check_path
+from perrin.modalities.weather.forecast import Rollout, rollout
+from perrin.modalities.weather.observations import read_observations
+from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
+from perrin.run.pool import cpu_count
+from perrin.run.record import record, write_record
+
+CARD = """# {name}
+
+Monthly sea surface temperature on a grid of 5°, up to {leads} months ahead: a seasonal
+regression and a diffusion model of its residual.
+
+Data: {source}, {years} ({months} months); the width of the ensemble is chosen on {choose}.
+
+Metrics: none measured yet; `perrin forecast` with `--start` over years that were not used, then `perrin verify`.
+"""
+
+
+def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel:
+    """The model of a bundle.
+
+    Raises:
+        PerrinError: it is of no kind that is known.
+    """
+    kind = dict(bundle.config.get("model", {})).get("kind")
+    if kind == SSTModel.kind:
+        return SSTModel.from_bundle(bundle)
+    if kind == AtmosphereModel.kind:
+        return AtmosphereModel.from_bundle(bundle, device=device)
+    raise PerrinError(
+        f"expected a weather model of kind sst or atmosphere in {bundle.path}, given {kind!r}: update perrin"
+    )
+
+
+def forecast(a: Namespace) -> None:
+    """`perrin forecast weather/… --members M -o FILE`: resumable, one member in memory for each process."""
+    check_path(a.out)
+    if a.workers is not None and a.workers < 1:
+        raise PerrinError(f"expected --workers of at least 1, given {a.workers}")
+    path = find_bundle(a.target)
+    model = load(read_bundle(path), device=choose_device(a.device))
+    leads, step = _length(model, a)
+    fields = open_fields(a.file) if a.file else None
+    if a.start and fields is None:
+        raise PerrinError("expected --file with --start, given none: the sample has one start only")
+    starts: list[Any]
+    if fields is None:
+        starts = model.sample_starts()
+    elif isinstance(model, SSTModel):
+        starts = model.starts(fields, parse_months(a.start) if a.start else None)
+    else:
+        starts = model.starts(fields, parse_days(a.start, fields) if a.start else None)
+    workers = cpu_count() if a.members * len(starts) > 2000 else 1  # starting a process costs more
+    options = Rollout(members=a.members, leads=leads, step=step, seed=a.seed, workers=a.workers or workers)
+    begin = time.perf_counter()
+    words = {
+        "title": f"ensemble forecast of {model.name}",
+        "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
+        "comment": f"starts from {Path(a.file).name}"
+        if a.file
+        else "starts from a simulated sample, not from data",
+    }
+    there = rollout(model, starts, options, a.out, words)
+    seconds = time.perf_counter() - begin
+    out = Path(a.out)
+    write_record(
+        out.with_name(out.name + ".run.json"),
+        record(
+            "forecast",
+            {k: v for k, v in vars(a).items() if k != "argv"},
+            argv=a.argv,
+            bundle={"path": a.target, "sha256": model.sha256},
+            result={"members": a.members, "starts": len(starts), "seconds": round(seconds, 2)},
+        ),
+    )
+    form = "%Y-%m" if model.unit == "months" else "%Y-%m-%d %H:%M"
+    when = " to ".join(dict.fromkeys(s.time.strftime(form) for s in (starts[0], starts[-1])))
+    went = f", {there} from unfinished work" if there else ""
+    print(
+        f"{a.members} members from {when}, {leads * step:g} {model.unit}, in {a.out}: {seconds:.1f} s{went}"
+    )
+
+
+def choose_device(name: str | None) -> str:
+    """`auto` is a GPU where there is one.
+
+    Raises:
+        PerrinError: the device is not here.
+    """
+    name = name or "auto"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" or (name.startswith("cuda") and torch.cuda.is_available()):
+        return name
+    raise PerrinError(f"expected a device that is here (auto, cpu or cuda), given {name!r}: choose another")
+
+
+def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float]:
+    """How many steps are asked for, and how long one is in the model's unit."""
+    if isinstance(model, SSTModel):
+        if a.days is not None:
+            raise PerrinError("expected --months for a monthly model, given --days: say --months 6")
+        months = model.longest if a.months is None else a.months
+        if not 1 <= months <= model.longest:
+            raise PerrinError(f"expected --months from 1 to {model.longest}, given {months}")
+        return months, 1
+    if a.months is not None:
+        raise PerrinError("expected --days for a daily model, given --months: say --days 15")
+    hours, days = model.config.hours, 15 if a.days is None else a.days
+    if days < 1 or days * 24 % hours:
+        raise PerrinError(f"expected --days of at least 1 that steps of {hours} hours make up, given {days}")
+    return days * 24 // hours, hours
+
+
+def parse_days(text: str, fields: Fields) -> list[Any]:
+    """`2001-03-01`, `2001-03-01T12`, or two of them with a colon: times of the file.
+
+    Raises:
+        PerrinError: it is neither, or the file has no such time.
+    """
+    ends = []
+    for word in text.split(":"):
+        match = re.fullmatch(r"(\d{1,4})-(\d{1,2})-(\d{1,2})(?:T(\d{1,2}))?", word)
+        if not match:
+            raise PerrinError(f"expected --start such as 2001-03-01 or 2001-03-01T12, given {text!r}")
+        ends.append((*map(int, match.groups()[:3]), int(match[4] or 0)))
+    found = [t for t in fields.times if ends[0] <= (t.year, t.month, t.day, t.hour) <= ends[-1]]
+    if not found:
+        raise PerrinError(
+            f"expected --start within {fields.times[0]} to {fields.times[-1]}, the times of {fields.label}, given {text}"
+        )
+    return found
+
+
+def assimilate(a: Namespace) -> None:
+    """`perrin assimilate weather/… --observations FILE.csv -o FILE`."""
+    check_path(a.out)
+    model = load(read_bundle(find_bundle(a.target)))
+    if not isinstance(model, SSTModel):
+        raise PerrinError(
+            f"expected a model of sea surface temperature, given {a.target}: it is the only one so far"
+        )
+    months = read_observations(a.observations, a.error)
+    options = Rollout(members=a.members, leads=1, step=0, seed=a.seed, workers=a.workers or cpu_count())
+    begin = time.perf_counter()
+    words = {
+        "title": f"fields given observations, by {model.name}",
+        "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
+        "comment": f"observations of {Path(a.observations).name}",
+    }
+    rollout(SSTInfill(model), months, options, a.out, words)
+    out = Path(a.out)
+    write_record(
+        out.with_name(out.name + ".run.json"),
+        record(
+            "assimilate",
+            {k: v for k, v in vars(a).items() if k != "argv"},
+            argv=a.argv,
+            bundle={"path": a.target, "sha256": model.sha256},
+        ),
+    )
+    seconds = time.perf_counter() - begin
+    print(f"{a.members} members of {len(months)} months in {a.out}: {seconds:.1f} s")
+
+
+def parse_months(text: str) -> list[tuple[int, int]]:
+    """`2009-12`, or `2000-01:2009-12`, as years and months.
+
+    Raises:
+        PerrinError: it is neither.
+    """
+    match = re.fullmatch(r"(\d{1,4})-(\d{1,2})(?::(\d{1,4})-(\d{1,2}))?", text)
+    if match:
+        numbers = [int(g) for g in match.groups() if g]
+        first, last = 12 * numbers[0] + numbers[1] - 1, 12 * numbers[-2] + numbers[-1] - 1
+        if all(1 <= m <= 12 for m in numbers[1::2]) and first <= last:
+            return [(n // 12, n % 12 + 1) for n in range(first, last + 1)]
+    raise PerrinError(f"expected --start such as 2009-12 or 2000-01:2009-12, given {text!r}")
+
+
+def train(a: Namespace) -> None:
+    """`perrin train weather/sst --data FILE --out DIR`: under a minute on a CPU."""
+    from perrin.modalities.weather.sst import read_sst
+    from perrin.modalities.weather.sst_train import SSTOptions, train_sst
+    from perrin.train import TrainOptions
+
+    if a.target != "weather/sst":
+        raise PerrinError(
+            f"expected weather/sst, given {a.target!r}: it is the only model that can be trained so far"
+        )
+    if not a.data:
+        raise PerrinError("expected --data with a monthly record of sea surface temperature, given none")
+    if a.start:
+        raise PerrinError(
+            "expected no --from for weather/sst, which is fitted anew in a minute: leave it out"
+        )
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    out = Path(a.out)
+    if out.exists() and not out.is_dir():
+        raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
+    options = SSTOptions(training=parse_years(a.years), choice=parse_years(a.choose))
+    steps = a.steps or 800
+    train_options = TrainOptions(
+        steps=steps,
+        minutes=a.minutes,
+        batch=a.batch or 128,
+        optimizer=a.optimizer or "adamw",
+        lr=a.lr if a.lr is not None else 1e-3,
+        warmup=min(100, max(1, steps // 10)),
+        weight_decay=0.1,
+        ema=0.98,
+        seed=a.seed,
+        log_every=a.log_every or 200,
+        save_every=a.save_every,
+    )
+    sst = read_sst(open_fields(a.data), training=options.training)
+    write_record(
+        out / "run.json",
+        record(
+            "train",
+            {k: v for k, v in vars(a).items() if k != "argv"},
+            argv=a.argv,
+            options=train_options.to_json(),
+        ),
+    )
+    model, found = train_sst(sst, options, train_options, out)
+    used = sum(options.training[0] <= t.year <= options.training[1] for t in sst.times)
+    card = CARD.format(
+        name=out.name,
+        leads=options.leads,
+        source=Path(a.data).name,
+        years=a.years,
+        months=used,
+        choose=a.choose,
+    )
+    write_bundle(
+        out,
+        modality="weather",
+        model=model.to_json(),
+        weights=model.weights(),
+        card=card,
+        training={"options": train_options.to_json()} | found,
+    )
+    print(f"bundle in {out}: perrin forecast {out} --file {a.data} -o ensemble.nc")

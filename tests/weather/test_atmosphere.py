@@ -1,0 +1,180 @@
+"""A day-by-day model: noise, symmetry of the network, insolation, and rollouts from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from perrin.bundle import write_bundle
+from perrin.cli import main
+from perrin.core import CounterNoise, Dense, sample_seeds
+from perrin.modalities.weather.atmosphere import (
+    FIELD,
+    AtmosphereConfig,
+    AtmosphereTask,
+    Normalisation,
+    SphereGaussian,
+    build_denoiser,
+    extra_channels,
+    harmonics,
+)
+from perrin.modalities.weather.atmosphere_model import AtmosphereModel
+from perrin.modalities.weather.fields import open_fields
+from perrin.modalities.weather.infill import correlation
+from perrin.nets.sphere import gauss_latitudes
+from perrin.nets.sphere_unet import SphereUNet, SphereUNetConfig
+
+CONFIG = AtmosphereConfig(
+    fields=("z", "u", "v"), vectors=("u", "v"), rows=8, columns=16, width=16, levels=2, blocks=1, dropout=0.0
+)
+
+
+def test_noise_is_isotropic() -> None:
+    """Variance one everywhere, the poles' rows too; covariances are a function of the angle alone: the addition theorem."""
+    process = SphereGaussian(features=(1, 8, 16), degree=8)
+    count = 6000
+    x = process.draw(CounterNoise(sample_seeds(0, range(count))), Dense(count), name="x", step=0).flatten(1)
+    latitude = gauss_latitudes(8)[0].numpy()
+    places = np.repeat(latitude, 16), np.tile(np.arange(16) * 22.5, 8)
+    l = np.arange(8)
+    truth = correlation((2 * l + 1) / 64, places, places)
+    np.testing.assert_allclose((x.T @ x / count).numpy(), truth, atol=0.08)
+
+
+def test_network_turns_with_the_earth_and_knows_the_poles() -> None:
+    config = SphereUNetConfig(inputs=3, outputs=2, vectors=(1, 2), width=16, levels=2, blocks=1)
+    torch.manual_seed(0)
+    net = SphereUNet(config).double().eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, level = torch.randn(2, 3, 8, 16).double(), torch.tensor([0.3, -1.0]).double()
+    y = net(x, level)
+    torch.testing.assert_close(net(x.roll(4, -1), level), y.roll(4, -1))
+    # the first convolution sees a constant wind over the pole change its sign: it is no constant field
+    one = torch.ones(1, 3, 8, 16).double()
+    found = net.enter(
+        torch.where(
+            net.signs[:, None, None],
+            torch.nn.functional.pad(one, (1, 1, 1, 1), value=-1.0),
+            torch.nn.functional.pad(one, (1, 1, 1, 1), value=1.0),
+        )
+    )
+    assert found.shape == (1, 16, 8, 16)
+    assert net(one, level[:1]).isfinite().all()
+
+
+def test_untrained_is_exact_for_normal_changes() -> None:
+    denoiser = build_denoiser(CONFIG).eval()
+    x, t = torch.randn(2, 3, 8, 16), torch.tensor([0.3, 0.8])
+    condition = torch.randn(2, 13, 8, 16)
+    with torch.no_grad():
+        found = denoiser({FIELD: x}, t, condition=condition, layouts={FIELD: Dense(2)})[FIELD]
+    alpha = (1 - t)[:, None, None, None]
+    torch.testing.assert_close(found, alpha * x / (alpha**2 + (1 - alpha) ** 2))
+
+
+def test_insolation() -> None:
+    """1/π at the equator at the equinox, none in the polar night, and 1/4 in the mean over sphere and year."""
+    latitude, weight = gauss_latitudes(32)
+    day = torch.arange(0, 365.0, 5)
+    light = extra_channels(torch.zeros(2, 32, 4), latitude, day)[:, -1, :, 0].double()
+    assert float((light @ weight).mean() / 2) == pytest.approx(0.25, abs=0.003)
+    assert float(light[16, 15:17].mean()) == pytest.approx(1 / np.pi, abs=0.005)  # day 80
+    assert float(light[0, -1]) == 0  # 1 January at 86°N
+    tilt = 0.4091 * np.cos(2 * np.pi * 10 / 365.2425)  # where the sun does not set: sin δ sin φ
+    assert float(light[0, 0]) == pytest.approx(
+        np.sin(tilt) * np.sin(np.deg2rad(-float(latitude[0]))), rel=1e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model: changes are isotropic noise."""
+    torch.manual_seed(0)
+    denoiser = build_denoiser(CONFIG).eval().requires_grad_(False)
+    norm = Normalisation(
+        torch.tensor([5500.0, 3.0, 0.0]), torch.tensor([200.0, 8.0, 6.0]), torch.tensor([0.3, 0.5, 0.6])
+    )
+    words = {n: {"standard_name": s, "units": u} for n, s, u in [("z", "geopotential_height", "m")]}
+    words |= {"u": {"standard_name": "eastward_wind", "units": "m s-1"}}
+    words |= {"v": {"standard_name": "northward_wind", "units": "m s-1"}}
+    sample = norm.restore(torch.randn(2, 3, 8, 16))
+    model = AtmosphereModel(denoiser, CONFIG, norm, torch.zeros(2, 8, 16), words, sample, 40.0, steps=4)
+    folder = tmp_path_factory.mktemp("bundle") / "air"
+    write_bundle(folder, modality="weather", model=model.to_json(), weights=model.weights(), card="made")
+    return folder
+
+
+def test_rollout(bundle: Path, tmp_path: Path) -> None:
+    for members in (2, 3):
+        out = str(tmp_path / f"{members}.zarr")
+        words = ["--members", str(members), "--days", "3", "-o", out, "--device", "cpu"]
+        assert main(["forecast", str(bundle), *words]) == 0
+    few, many = (open_fields(tmp_path / f"{m}.zarr") for m in (2, 3))
+    for part in ("z", "u", "v"):
+        np.testing.assert_array_equal(few.read(part), many.read(part)[:2])
+    assert [str(lead) for lead in many.leads] == ["1 d", "2 d", "3 d"]
+    u = many.read("u")
+    step = (u[:, 0, 1:] - u[:, 0, :-1]) / (8 * 0.5)
+    assert step.std() == pytest.approx(1, rel=0.3)  # four evaluations a step
+
+
+def test_files_on_other_grids(bundle: Path, tmp_path: Path) -> None:
+    """States of low degree on a regular grid with poles, −180 to 180 and north to south, are those on the model's own."""
+    rng = np.random.default_rng(0)
+    coefficients = harmonics(8, 16, 4)(torch.from_numpy(rng.standard_normal((6, 8, 16))))
+    fine = torch.arange(-90, 91, 15.0, dtype=torch.float64)
+    from perrin.nets.sphere import SphericalHarmonics
+
+    other = SphericalHarmonics(fine, 24, degree=4).inverse(coefficients).numpy()
+    own = harmonics(8, 16, 4).inverse(coefficients).numpy()
+    times = xr.date_range("2001-03-01", periods=2, freq="D", use_cftime=True, calendar="noleap")
+    dims = ("time", "lat", "lon")
+
+    def save(name: str, x: np.ndarray, latitude: np.ndarray, columns: int) -> None:
+        data = {n: (dims, x[2 * i : 2 * i + 2]) for i, n in enumerate(("z", "u", "v"))}
+        lon = np.arange(columns) * 360 / columns
+        set_ = xr.Dataset(data, {"time": times, "lat": latitude, "lon": lon})
+        if name == "other":
+            set_ = (
+                set_.assign_coords(lon=(lon + 180) % 360 - 180).sortby("lon").isel(lat=slice(None, None, -1))
+            )
+        set_.to_netcdf(tmp_path / f"{name}.nc")
+
+    save("other", other, fine.numpy(), 24)
+    save("own", own, gauss_latitudes(8)[0].numpy(), 16)
+    for name in ("other", "own"):
+        words = ["--file", str(tmp_path / f"{name}.nc"), "--members", "1", "--days", "1", "--device", "cpu"]
+        assert main(["forecast", str(bundle), *words, "-o", str(tmp_path / f"{name}.zarr")]) == 0
+    a, b = (open_fields(tmp_path / f"{n}.zarr") for n in ("other", "own"))
+    np.testing.assert_allclose(a.read("u"), b.read("u"), atol=1e-3)
+    assert a.references[0].calendar == "noleap"
+    assert main(["forecast", str(bundle), *words, "--start", "2002-01-01", "-o", str(tmp_path / "x.nc")]) == 2
+    assert main(["forecast", str(bundle), "--months", "2", "-o", str(tmp_path / "x.nc")]) == 2
+
+
+def test_task_pairs_the_right_states() -> None:
+    """The target is the change over a stride, and the condition holds the states before it."""
+    states = torch.arange(20.0)[:, None, None, None].expand(20, 3, 8, 16).contiguous()
+    change = torch.tensor([1.0, 2.0, 4.0])
+    task = AtmosphereTask(
+        build_denoiser(CONFIG),
+        CONFIG,
+        states,
+        torch.arange(20.0),
+        2,
+        torch.zeros(2, 8, 16),
+        change,
+        batch=5,
+        seed=0,
+    )
+    _, batch = task.prepare(0, generator=torch.Generator().manual_seed(0), rank=0, world=1)
+    torch.testing.assert_close(batch["x_0"], (2 / change)[:, None, None].expand(5, 3, 8, 16))
+    now, before = batch["condition"][:, 0], batch["condition"][:, 3]
+    torch.testing.assert_close(now - before, torch.full_like(now, 2.0))
+    loss = task.loss(task.denoiser, 0, batch)["loss"]
+    assert loss.isfinite()

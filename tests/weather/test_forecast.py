@@ -1,0 +1,268 @@
+"""Forecasts of sea surface temperature: the mean's truth, the ensemble's, files, and work that is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from perrin import load
+from perrin.cli import main
+from perrin.core import sample_seeds
+from perrin.errors import PerrinError
+from perrin.modalities.weather import seasonal
+from perrin.modalities.weather.fields import Fields, open_fields
+from perrin.modalities.weather.residual import fit_modes
+from perrin.modalities.weather.sst import SeaSurface, weights_of
+from perrin.modalities.weather.verify import verify
+from perrin.nets.sphere import SphericalHarmonics
+
+
+def run(*words: str) -> int:
+    """The command line."""
+    return main(["forecast", *words])
+
+
+def test_regression_finds_the_process(sea_surface: SeaSurface) -> None:
+    """The forecast of a first-order process is its decay: errors near those of the exact expectation, in years not
+    fitted."""
+    x, months = sea_surface.anomaly[:, sea_surface.sea], sea_surface.months
+    weight = weights_of(sea_surface.sea)
+    model, starts, residuals = seasonal.fit(
+        x[:336], months[:336], weight, leads=4, modes=3, predicted=6, folds=5
+    )
+    np.testing.assert_allclose(model.E.T @ (model.E * weight[:, None]), np.eye(6), atol=1e-10)
+    y = x @ (model.E[:, :3] * weight[:, None])
+    t = np.arange(340, len(x) - 4)
+    past = seasonal.past_means(x, t)
+    for lead in (1, 4):
+        found = np.stack([model.mean(p, m)[lead - 1] for p, m in zip(past, months[t])])
+        error = ((found - x[t + lead]) ** 2 @ weight).mean()
+        # the amplitudes' own autoregression, fitted on all years, and nothing for the white rest
+        G = np.linalg.lstsq(y[:-lead], y[lead:], rcond=None)[0]
+        best = ((y[t] @ G @ model.E[:, :3].T - x[t + lead]) ** 2 @ weight).mean()
+        assert error < 1.15 * best  # which has seen the years it is tested on
+        inside = (residuals[:, lead - 1] ** 2 @ weight).mean()
+        assert inside == pytest.approx(best, rel=0.25)
+    assert len(starts) == len(residuals)
+
+
+def test_residuals_have_the_spread_they_were_fitted_to() -> None:
+    """Smooth patterns with known variances, and isotropic noise: the ensemble's variance is theirs at every lead and
+    place."""
+    rng = np.random.default_rng(1)
+    latitude = np.arange(-82.5, 90, 15)
+    harmonics = SphericalHarmonics(torch.from_numpy(latitude), 24, degree=8)
+    sea = np.ones((12, 24), dtype=bool)
+    weight = weights_of(sea)
+    phi = np.deg2rad(np.repeat(latitude[:, None], 24, 1)[sea])
+    n, leads = 1200, 3
+    months = np.arange(n) % 12
+    size = 1 + 0.5 * np.cos(2 * np.pi * months / 12)
+    a = rng.standard_normal(n)
+    grow = np.array([0.5, 1.0, 1.5])
+    r = size[:, None, None] * (
+        a[:, None, None] * grow[:, None] * np.cos(phi) + 0.3 * rng.standard_normal((n, leads, len(phi)))
+    )
+    model = fit_modes(r, months, weight, sea, harmonics, count=2, folds=5)
+    drawn = np.stack(
+        [
+            model.residual(
+                rng.standard_normal(2), model.noise(rng.standard_normal((leads, 64)), harmonics, sea), k % 12
+            )
+            for k in range(3000)
+        ]
+    )
+    truth = (size**2).mean() * (grow[:, None] ** 2 * np.cos(phi) ** 2 + 0.09)
+    ratio = drawn.var(0) / truth
+    assert ratio.mean() == pytest.approx(1, abs=0.05)
+    assert ratio.min() > 0.75
+    assert ratio.max() < 1.25
+
+
+def test_members_do_not_depend_on_their_number(sst_bundle: Path, tmp_path: Path) -> None:
+    for members in (2, 5):
+        out = str(tmp_path / f"{members}.zarr")
+        assert run(str(sst_bundle), "--members", str(members), "--months", "3", "-o", out, "--seed", "4") == 0
+    few, many = (xr.open_zarr(tmp_path / f"{m}.zarr", consolidated=False).sst.values for m in (2, 5))
+    np.testing.assert_array_equal(few, many[:2])
+    assert np.nanmean(many.std(0)) > 0.05
+
+
+def test_netcdf_and_zarr_hold_the_same(sst_bundle: Path, tmp_path: Path) -> None:
+    for name in ("a.nc", "a.zarr"):
+        assert run(str(sst_bundle), "--members", "2", "-o", str(tmp_path / name)) == 0
+    a, b = (open_fields(tmp_path / name) for name in ("a.nc", "a.zarr"))
+    np.testing.assert_array_equal(a.read("sst"), b.read("sst"))
+    assert [str(lead) for lead in a.leads] == ["1 mon", "2 mon", "3 mon", "4 mon"]
+    assert a.is_global
+    raw = xr.open_dataset(tmp_path / "a.nc", decode_times=False)
+    assert {n: raw[n].attrs["standard_name"] for n in raw.coords} == {n: n for n in raw.coords}
+    assert raw.sst.attrs["standard_name"] == "sea_surface_temperature"
+    assert raw.attrs["Conventions"].startswith("CF-")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def variants(record: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The same states in other clothes."""
+    last = record.isel(time=slice(-24, None))
+    turned = (
+        last.assign_coords(lon=(last.lon + 180) % 360 - 180).sortby("lon").isel(lat=slice(None, None, -1))
+    )
+    names = last.rename(lat="y", lon="x", sst="t0", time="when")
+    names.y.attrs["units"], names.x.attrs["units"] = "degrees_north", "degrees_east"
+    names.when.attrs["standard_name"] = "time"
+    kelvin = last + 273.15
+    kelvin.sst.attrs = {"standard_name": "surface_temperature", "units": "K"}
+    noleap = last.assign_coords(
+        time=xr.date_range("1982-01-01", periods=24, freq="MS", calendar="noleap", use_cftime=True)
+    )
+    return {"turned": turned, "names": names, "kelvin": kelvin, "noleap": noleap}
+
+
+@pytest.mark.parametrize("name", ["turned", "names", "kelvin", "noleap"])
+def test_files_in_other_clothes(record: xr.Dataset, sst_bundle: Path, tmp_path: Path, name: str) -> None:
+    variants(record)[name].to_netcdf(tmp_path / "in.nc")
+    record.isel(time=slice(-24, None)).to_netcdf(tmp_path / "plain.nc")
+    for file in ("in", "plain"):
+        words = [
+            "--file",
+            str(tmp_path / f"{file}.nc"),
+            "--members",
+            "2",
+            "-o",
+            str(tmp_path / f"{file}.zarr"),
+        ]
+        assert run(str(sst_bundle), *words) == 0
+    found, plain = (open_fields(tmp_path / f"{f}.zarr") for f in ("in", "plain"))
+    shift = 273.15 if name == "kelvin" else 0
+    np.testing.assert_allclose(found.read("sst") - shift, plain.read("sst"), atol=2e-4)
+    assert found.references[0].calendar == ("noleap" if name == "noleap" else plain.references[0].calendar)
+    assert found.units("sst") == ("K" if name == "kelvin" else "degC")
+
+
+def test_missing_cells_are_filled_from_the_others(record: xr.Dataset, sst_bundle: Path) -> None:
+    """Without a tenth of its cells the state is nearly the same: three patterns make most of it."""
+    model = load(sst_bundle)
+    last = record.isel(time=slice(-24, None)).copy(deep=True)
+    whole = model.starts(Fields(last))[0]
+    rows = (last.lat > 30) & (last.lat < 75) & (last.lon < 60)
+    holes = last.where(~rows)
+    found = model.starts(Fields(holes))[0]
+    gone = np.abs(found.past - whole.past).max(0) > 1e-9
+    assert 4 < gone.sum() < 30
+    assert np.sqrt(((found.past - whole.past)[0, gone] ** 2).mean()) < 0.3 * whole.past[0].std() + 0.2
+
+
+def test_what_does_not_fit_is_said_in_one_line(
+    record: xr.Dataset, sst_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = record.isel(time=slice(-24, None))
+    last.isel(time=slice(-6, None)).to_netcdf(tmp_path / "short.nc")
+    last.where(last.lat > 0).to_netcdf(tmp_path / "half.nc")
+    wrong = last.copy(deep=True)
+    wrong.sst.attrs["units"] = "degF"
+    wrong.to_netcdf(tmp_path / "fahrenheit.nc")
+    hot = last + 273.15
+    hot.sst.attrs = last.sst.attrs
+    hot.to_netcdf(tmp_path / "hot.nc")
+    last.rename(sst="rain").assign_attrs().to_netcdf(tmp_path / "rain.nc")
+    rain = last.rename(sst="rain").copy(deep=True)
+    rain.rain.attrs = {}
+    rain.to_netcdf(tmp_path / "rain.nc")
+    out = ["--members", "2", "-o", str(tmp_path / "o.nc")]
+    for file, word in {
+        "short": "12 months",
+        "half": "oceans",
+        "fahrenheit": "units",
+        "hot": "check the units",
+        "rain": "sea_surface_temperature",
+    }.items():
+        assert run(str(sst_bundle), "--file", str(tmp_path / f"{file}.nc"), *out) == 2
+        told = capsys.readouterr().err
+        assert word in told
+        assert told.count("\n") == 1
+    for more in (["--months", "9"], ["--start", "2001-13"], ["--start", "1999-01"], ["--members", "0"]):
+        assert run(str(sst_bundle), *out, *more) == 2
+    assert run(str(sst_bundle), "--members", "2", "-o", str(tmp_path / "o.csv")) == 2
+    assert not list(tmp_path.glob("o.*"))
+
+
+def test_killed_and_started_again(sst_bundle: Path, tmp_path: Path) -> None:
+    """kill −9 in the middle: the same bytes as of a run in peace."""
+    words = [str(sst_bundle), "--members", "300", "--seed", "9", "--workers", "1", "-o"]
+    code = "import sys; from perrin.cli import main; sys.exit(main(sys.argv[1:]))"
+    out = tmp_path / "a.zarr"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "forecast", *words, str(out)], env=dict(os.environ)
+    )
+    log = out.with_name("a.zarr.partial") / "done"
+    while process.poll() is None and (not log.is_file() or log.read_text().count("\n") < 40):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert log.is_file()
+    done = log.read_text().count("\n")
+    assert 40 <= done < 300
+    assert not out.exists()
+    with log.open("a") as file:
+        file.write("0 29")  # a line that was cut off
+    assert run(*words, str(out)) == 0
+    assert run(*words, str(tmp_path / "b.zarr")) == 0
+    files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+    assert len(files) > 300
+    for path in files:
+        assert (out / path).read_bytes() == (tmp_path / "b.zarr" / path).read_bytes()
+
+
+def test_unfinished_work_of_other_settings_is_left_alone(sst_bundle: Path, tmp_path: Path) -> None:
+    from perrin.run.partial import read_key
+
+    folder = tmp_path / "a.nc.partial"
+    read_key(folder, {"seed": 1})
+    (folder / "done").write_text("0 0\n")
+    assert run(str(sst_bundle), "--members", "2", "-o", str(tmp_path / "a.nc")) == 2
+    assert (folder / "done").read_text() == "0 0\n"
+
+
+def test_forecasts_are_better_than_climatology_and_calibrated(
+    record: xr.Dataset, sst_bundle: Path, tmp_path: Path, sea_surface: SeaSurface
+) -> None:
+    record.to_netcdf(tmp_path / "in.nc")
+    out = tmp_path / "ens.zarr"
+    words = [
+        "--file",
+        str(tmp_path / "in.nc"),
+        "--start",
+        "1979-01:1981-12",
+        "--members",
+        "10",
+        "--months",
+        "3",
+    ]
+    assert run(str(sst_bundle), *words, "-o", str(out)) == 0
+    truth = Fields(sea_surface.dataset()[["sst"]])
+    found = verify(open_fields(out), truth)["variables"]["sst"]["leads"]
+    spread = np.sqrt((sea_surface.anomaly[:, sea_surface.sea] ** 2).mean())
+    for lead, row in enumerate(found):
+        scores = {k: v["value"] for k, v in row["scores"].items()}
+        assert scores["rmse"] < (0.65 + 0.1 * lead) * spread
+        assert 0.75 < scores["ssr"] < 1.3
+
+
+def test_seeds_of_members_differ_by_start(sst_bundle: Path, record: xr.Dataset) -> None:
+    model = load(sst_bundle)
+    a, b = model.starts(Fields(record), [(1980, 1), (1980, 2)])
+    seed = sample_seeds(0, range(1))
+    x, y = (model.anomalies(s, seed) - model.regression.mean(s.past, s.time.month - 1) for s in (a, b))
+    assert np.corrcoef(x.ravel(), y.ravel())[0, 1] > 0.5  # the same seed: like noise
+    with pytest.raises(PerrinError, match="12 months"):
+        model.starts(Fields(record), [(1950, 6)])
