@@ -11,6 +11,7 @@ import torch
 
 from perrin.core import (
     DDPM,
+    SOLVERS,
     Categorical,
     Composite,
     CounterNoise,
@@ -343,12 +344,13 @@ def test_half_precision_logits_draw_the_right_categories(dtype: torch.dtype) -> 
 def test_temperature_is_a_power_of_the_estimate() -> None:
     process, n = Categorical.uniform(3), 200_000
     p, x_t = torch.tensor([0.6, 0.3, 0.1], dtype=F64), torch.full((n,), 2)
-    row = Jump(0.0, 1.0)  # from no signal to the data: the estimate itself is drawn
     for temperature in (1.0, 0.5):
-        drawn = replace(process, temperature=temperature).step(
+        drawn = process.step(
             x_t,
             [p.log().expand(n, 3)],
-            row,
+            Jump(
+                0.0, 1.0, temperature=temperature
+            ),  # from no signal to the data: the estimate itself is drawn
             CounterNoise(sample_seeds(0, range(n))),
             Dense(n),
             name="x",
@@ -358,6 +360,14 @@ def test_temperature_is_a_power_of_the_estimate() -> None:
         assert float((torch.bincount(drawn, minlength=3) / n - want).abs().max()) < 4.5 * (0.25 / n) ** 0.5
     with pytest.raises(ValueError, match="temperature above 0"):
         Categorical(prior_probabilities=(0.5, 0.5), temperature=0.0)
+
+
+def test_a_temperature_may_hold_near_the_data_only() -> None:
+    process = replace(Categorical.uniform(3), temperature=0.3, tempered_below=0.5)
+    plan = make_plan(
+        Composite(fields={"x": process}), SOLVERS["ddpm"], torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    )
+    assert [row.temperature for row in plan.rows["x"] if isinstance(row, Jump)] == [1.0, 1.0, 0.3, 0.3]
 
 
 def test_churn_raises_categorical_noise() -> None:

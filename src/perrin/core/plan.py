@@ -84,12 +84,14 @@ def affine(x: Tensor, row: Affine, estimates: Sequence[Tensor], noise: Tensor | 
 class Jump:
     """One move of a Markov chain on categories from keep probability `alpha_start` up to `alpha_stop`.
 
-    `decode` takes the most probable category instead of drawing one; it is set on the last row only.
+    `decode` takes the most probable category instead of drawing one; it is set on the last row only. `temperature` is that
+    of the draw; see `Categorical`.
     """
 
     alpha_start: float
     alpha_stop: float
     decode: bool = False
+    temperature: float = 1.0
 
 
 Row = Affine | Jump | None

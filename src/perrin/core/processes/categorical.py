@@ -43,6 +43,8 @@ class Categorical(Process):
         features: shape of a row, `()` for one category per row; e.g. `(H, W)` for a `Dense` grid.
         temperature: reverse moves use `p(x_0)^{1/T}`; below 1 favours the probable, at the price of variety. Rows are drawn
             independently, so that a few steps make combinations that the denoiser would not; fewer of them at T < 1.
+        tempered_below: the temperature holds for moves that start at this time or later on the way to the data; 1 for all.
+            What is rare is chosen early, what is wrong is chosen late: a cold end alone loses less variety.
     """
 
     prior_probabilities: tuple[float, ...]
@@ -50,6 +52,7 @@ class Categorical(Process):
     absorbing_state: int | None = None
     features: tuple[int, ...] = ()
     temperature: float = 1.0
+    tempered_below: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -132,7 +135,9 @@ class Categorical(Process):
         ]
         last = max((k for k, s in enumerate(stages) if s.stop < s.start), default=-1)
         for k, (start, stop) in enumerate(alphas):  # churn beyond t = 1 moves nothing: all is noise already
-            out.append(Jump(start, stop, decode=decode and k == last) if stop != start else None)
+            cold = min(stages[k].start, 1.0) <= self.tempered_below
+            row = Jump(start, stop, decode and k == last, self.temperature if cold else 1.0)
+            out.append(row if stop != start else None)
         return out
 
     def step(
@@ -161,7 +166,7 @@ class Categorical(Process):
         """Unnormalised `p(x_s | x_t)`, `[..., K]`, for the denoiser's logits over clean categories."""
         # at least float32: rounded to bfloat16, one uniform number in 512 would be 1
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        p0 = torch.softmax(wide if self.temperature == 1 else wide / self.temperature, dim=-1)
+        p0 = torch.softmax(wide if row.temperature == 1 else wide / row.temperature, dim=-1)
         prior = self._prior_tensor(p0)
         if p0.shape[-1] < self.categories:  # the mask, which is never clean
             p0 = torch.nn.functional.pad(p0, (0, 1))

@@ -63,6 +63,7 @@ class SamplingOptions:
         start: the first time; below 1 for solvers that need some signal there.
         decode: take the most probable category in the last step instead of drawing one.
         temperature: of types, charges and bonds; see `perrin.core.Categorical`.
+        tempered_below: the time from which on it holds; 1 for all.
         self_condition: hand a network that can use it its estimate before.
         want: wishes for a network with conditions: property, lowest and highest value in its own unit (`None` for an open
             end).
@@ -78,6 +79,7 @@ class SamplingOptions:
     start: float = 1.0
     decode: bool = True
     temperature: float = 1.0
+    tempered_below: float = 1.0
     self_condition: bool = True
     want: tuple[tuple[str, float | None, float | None], ...] = ()
     guidance_scale: float = 1.0
@@ -105,7 +107,8 @@ class SamplingOptions:
         if self.grid == "logit-normal":
             times = partial(logit_normal, mean=self.mean, std=self.std, start=self.start)
         try:
-            return plan_steps(denoiser.process, method, self.steps, grid=times, decode=self.decode)
+            process = tempered(denoiser.process, self.temperature, self.tempered_below)
+            return plan_steps(process, method, self.steps, grid=times, decode=self.decode)
         except PlanError as error:
             raise PerrinError(str(error)) from error
 
@@ -331,7 +334,7 @@ class MoleculeModel:
             told = options.want or wishes is not None
             state: State = sample(
                 self.guided(options.guidance_scale if told else 1.0),
-                tempered(self.denoiser.process, options.temperature),
+                self.denoiser.process,
                 plan,
                 layouts_for(mask),
                 CounterNoise(seeds),
@@ -392,10 +395,10 @@ def wanted(wishes: Sequence[Wish]) -> tuple[tuple[str, float | None, float | Non
     )
 
 
-def tempered(process: Composite, temperature: float) -> Composite:
-    """The same process with its categories drawn at a temperature."""
+def tempered(process: Composite, temperature: float, below: float) -> Composite:
+    """The same process with its categories drawn at a temperature from time `below` on."""
     fields = {
-        k: replace(p, temperature=temperature) if isinstance(p, Categorical) else p
+        k: replace(p, temperature=temperature, tempered_below=below) if isinstance(p, Categorical) else p
         for k, p in process.fields.items()
     }
     return replace(process, fields=fields)
