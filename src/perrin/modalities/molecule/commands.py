@@ -17,7 +17,9 @@ from perrin.errors import PerrinError
 from perrin.modalities.molecule.structure import Molecule
 
 if TYPE_CHECKING:
+    from perrin.core import Plan
     from perrin.modalities.molecule.metrics import Measures
+    from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions
 
 _STATE: dict[str, Any] = {}
 """The model of this process, and how to run it: set once per worker by `_setup`."""
@@ -26,42 +28,26 @@ _STATE: dict[str, Any] = {}
 def sample(a: Namespace) -> None:
     """`perrin sample molecule/… -n N -o FILE`: resumable, in as many processes as the machine has cores."""
     from perrin.core.plan import plan_table
-    from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.files import check_suffix, write_molecules
-    from perrin.modalities.molecule.model import check_count
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
     from perrin.run.record import record, write_record
 
     check_count(a.n, "-n")
-    for name in ("batch", "workers"):
-        if getattr(a, name) is not None:
-            check_count(getattr(a, name), f"--{name}")
-    atoms = _atoms(a.atoms)
     output = Path(a.out)
     check_suffix(output)
     if a.view and Path(a.view).is_dir():
         raise PerrinError(f"expected a file for --view, given the directory {a.view}: add a file name")
-    device = choose_device(a.device)
-    batch = a.batch or (64 if device == "cpu" else 1024)
-    reference = str(find_bundle(a.target))
-    model = load(reference, device=device)
-    model.precision, model.mode = a.precision, a.mode
-    options = model.options(
-        steps=a.steps,
-        solver=a.solver,
-        temperature=a.temperature,
-        self_condition=None if a.self_condition is None else a.self_condition == "on",
-    )
-    plan = options.plan(model.denoiser)
+    work = prepare_sampling(a)
+    model, options, plan, batch, device, key = (
+        work.model, work.options, work.plan, work.batch, work.device, work.key,
+    )  # fmt: skip
     if a.dry_run:
         print(plan_table(plan))
         return
 
-    sizes = model.sizes(a.seed, a.n, atoms)
-    key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
-    key |= {} if a.precision == "32-true" else {"precision": a.precision}
+    sizes = model.sizes(a.seed, a.n, work.atoms)
     store = PartialStore(output, key)
     molecules: list[Molecule | None] = [None] * a.n
     for indices, part in store.load():
@@ -125,6 +111,57 @@ def sample(a: Namespace) -> None:
         print(f"3D views in {a.view}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """What the arguments of `perrin sample` mean.
+
+    Arguments:
+        model: on its device.
+        options, plan: how to sample.
+        atoms: smallest and largest number of atoms, if given.
+        batch: molecules at a time.
+        device: `cpu` or another.
+        key: what makes molecule i what it is, but for i.
+    """
+
+    model: MoleculeModel
+    options: SamplingOptions
+    plan: Plan
+    atoms: tuple[int, int] | None
+    batch: int
+    device: str
+    key: dict[str, Any]
+
+
+def prepare_sampling(a: Namespace) -> Sampling:
+    """Check the arguments and load the model.
+
+    Raises:
+        PerrinError: an argument is wrong, or there is no such bundle.
+    """
+    from perrin.modalities import find_bundle, load
+
+    check_count(a.n, "-n")
+    for name in ("batch", "workers"):
+        if getattr(a, name) is not None:
+            check_count(getattr(a, name), f"--{name}")
+    atoms = _atoms(a.atoms)
+    device = choose_device(a.device)
+    model = load(str(find_bundle(a.target)), device=device)
+    model.precision, model.mode = a.precision, a.mode
+    options = model.options(
+        steps=a.steps,
+        solver=a.solver,
+        temperature=a.temperature,
+        self_condition=None if a.self_condition is None else a.self_condition == "on",
+    )
+    plan = options.plan(model.denoiser)
+    model.sizes(a.seed, 1, atoms)  # says what is wrong with them
+    key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
+    key |= {} if a.precision == "32-true" else {"precision": a.precision}
+    return Sampling(model, options, plan, atoms, a.batch or (64 if device == "cpu" else 1024), device, key)
+
+
 def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:
     """With data items that say where it comes from and, where RDKit accepts it, its SMILES."""
     from perrin.modalities.molecule.chem import isomeric_smiles, sanitize, to_rdkit
@@ -155,7 +192,7 @@ def train(a: Namespace) -> None:
     from perrin.modalities import find_bundle
     from perrin.modalities.molecule.dataset import size_counts
     from perrin.modalities.molecule.files import read_molecules
-    from perrin.modalities.molecule.model import SamplingOptions, check_count, load_weights
+    from perrin.modalities.molecule.model import SamplingOptions, load_weights
     from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
     from perrin.modalities.molecule.sources import from_files, from_qm9
     from perrin.modalities.molecule.task import MoleculeTask
@@ -255,6 +292,13 @@ def train(a: Namespace) -> None:
         print(f"bundle in {out}: perrin sample {out} -n 100 -o molecules.sdf")
 
 
+def check_count(value: int, name: str) -> int:
+    """The value, or a `PerrinError` unless it is at least 1."""
+    if value < 1:
+        raise PerrinError(f"expected {name} of at least 1, given {value}")
+    return value
+
+
 def _widths(text: str | None) -> tuple[float, ...]:
     """`0.05,0.10` as numbers."""
     try:
@@ -269,7 +313,6 @@ def evaluate(a: Namespace) -> None:
     """`perrin evaluate FILE`: the table on the terminal, the numbers as JSON."""
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.metrics import qm9_reference
-    from perrin.modalities.molecule.model import check_count
     from perrin.run.atomic import write_json
     from perrin.run.pool import cpu_count
 
@@ -327,9 +370,11 @@ def view(a: Namespace) -> None:
     """`perrin view FILE`: one HTML page beside it."""
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.metrics import evaluate as judge
+    from perrin.modalities.molecule.textfile import is_packed
 
     molecules = read_molecules(a.file)
-    target = Path(a.out) if a.out else Path(a.file).with_suffix(".html")
+    bare = Path(a.file).with_suffix("") if is_packed(a.file) else Path(a.file)
+    target = Path(a.out) if a.out else bare.with_suffix(".html")
     metrics = judge(molecules, _protocol(molecules, None), label=Path(a.file).name)
     _page(target, molecules, Path(a.file).name, metrics, _provenance(a.file), reference=a.reference)
     print(f"{len(molecules)} molecules in {target}")
