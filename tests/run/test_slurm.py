@@ -91,7 +91,9 @@ def test_preempted_and_killed_ends_as_one_process_does(
     ):
         assert f"\n{line}" in script
     assert main(words) == 0
-    assert re.match(r"submitted perrin-\w+ as Slurm job \d+; perrin run status run\n", capsys.readouterr().out)
+    assert re.match(
+        r"submitted perrin-\w+ as Slurm job \d+; perrin run status run\n", capsys.readouterr().out
+    )
     folder = RunFolder("run")
 
     def at_work() -> list[int]:

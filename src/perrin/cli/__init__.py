@@ -129,7 +129,9 @@ def _run(argv: list[str]) -> int:
     if verb in ("list", "doctor", "rerun"):
         from perrin.cli import tools
 
-        return int(getattr(tools, verb if verb != "list" else "list_installed")(_parser(verb).parse_args(rest)))
+        return int(
+            getattr(tools, verb if verb != "list" else "list_installed")(_parser(verb).parse_args(rest))
+        )
     if verb in ("submit", "run"):
         from perrin.cli import jobs
 
@@ -323,7 +325,7 @@ def _all_modalities():  # type: ignore[no-untyped-def]
 
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM, USR1 and USR2 end work as Ctrl-C does, so that nothing is left half-written (training has its own handler)."""
+    """SIGTERM, USR1 and USR2 end work as Ctrl-C does, with nothing left half-written (training has its own handler)."""
     from perrin.run.signals import Interrupted, stops
 
     def handler(number: int, frame: object) -> None:

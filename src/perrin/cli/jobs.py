@@ -31,16 +31,25 @@ def submit(arguments: Sequence[str], parser: ArgumentParser) -> int:
     """`perrin submit VERB … --shards N -o DIR`."""
     from perrin.run.shards import RunFolder, cut
 
-    parser.add_argument("--shards", type=int, metavar="N", help="how many parts the work is cut into (default 1)")
+    parser.add_argument(
+        "--shards", type=int, metavar="N", help="how many parts the work is cut into (default 1)"
+    )
     parser.add_argument("-o", "--out", metavar="DIR", help="the run's folder, made anew")
-    parser.add_argument("--run", metavar="DIR", help="the run's folder, where -o is to name the output itself")
+    parser.add_argument(
+        "--run", metavar="DIR", help="the run's folder, where -o is to name the output itself"
+    )
     parser.add_argument(
         "--engine", choices=("slurm", "local"), default="slurm", help="local: the same shards on this machine"
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="local: at a time (default: the cores there are)")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="local: at a time (default: the cores there are)"
+    )
     parser.add_argument("--throttle", type=int, metavar="N", help="slurm: tasks at a time (default: all)")
     parser.add_argument(
-        "--slurm", default="", metavar="'WORDS'", help="options of sbatch: --slurm='-p gpu -t 2:00:00 --gpus=1'"
+        "--slurm",
+        default="",
+        metavar="'WORDS'",
+        help="options of sbatch: --slurm='-p gpu -t 2:00:00 --gpus=1'",
     )
     parser.add_argument(
         "--setup",
@@ -50,7 +59,9 @@ def submit(arguments: Sequence[str], parser: ArgumentParser) -> int:
         help="slurm: a shell line before the work: --setup 'module load cuda'; may be given several times",
     )
     parser.add_argument(
-        "--launcher", metavar="'WORDS'", help="slurm: what starts Python: 'apptainer exec --nv perrin.sif python'"
+        "--launcher",
+        metavar="'WORDS'",
+        help="slurm: what starts Python: 'apptainer exec --nv perrin.sif python'",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the script and stop")
     a, verb_words = parser.parse_known_args(_with_values(list(arguments)))
@@ -97,7 +108,9 @@ def run(arguments: Sequence[str], parser: ArgumentParser) -> int:
     parser.add_argument("folder", metavar="DIR", help="the run's folder")
     parser.add_argument("numbers", nargs="*", type=int, metavar="N", help="shard: which")
     parser.add_argument("-o", "--out", metavar="FILE", help="merge: where to (default: in the folder)")
-    parser.add_argument("--engine", choices=("slurm", "local"), help="resume: by other means than it was submitted")
+    parser.add_argument(
+        "--engine", choices=("slurm", "local"), help="resume: by other means than it was submitted"
+    )
     parser.add_argument("--processes", type=int, metavar="N", help="resume: local processes at a time")
     a = parser.parse_intermixed_args(list(arguments))
     from perrin.run.shards import RunFolder
@@ -166,7 +179,9 @@ def _whole(argv: Sequence[str]) -> ShardedJob:
             return ""
 
         def merge(self, shards: Sequence[Shard], folder: Path, output: Path | None) -> Path:
-            raise PerrinError(f"expected a run of several shards, given one of 'perrin {argv[0]}': nothing to merge")
+            raise PerrinError(
+                f"expected a run of several shards, given one of 'perrin {argv[0]}': nothing to merge"
+            )
 
     return Whole()
 
@@ -233,7 +248,9 @@ def _status(folder: RunFolder) -> int:
             seconds += receipt["seconds"]
         elif owner := folder.at_work(shard):
             groups.setdefault("at work", []).append(shard)
-            lines.append(f"{shard.number}: at work on {owner['host']} ({task.name if task else owner['pid']})")
+            lines.append(
+                f"{shard.number}: at work on {owner['host']} ({task.name if task else owner['pid']})"
+            )
         elif task and task.held:
             groups.setdefault("held", []).append(shard)
             lines.append(f"{shard.number}: {task.reason}; 'scontrol release {task.name}' lets it go")
@@ -277,7 +294,7 @@ def _resume(folder: RunFolder, engine: str | None, processes: int | None) -> int
     if engine == "slurm":
         _need_sbatch()
     job = _job_of(folder)
-    with folder.lock("resume", f"resuming {folder.path}"):
+    with folder.lock("resume", f"the resumption of {folder.path}"):
         damaged = [s for s in folder.shards if folder.receipt(s) and not folder.intact(job, s)]
         for shard in damaged:
             folder.forget(shard)

@@ -1,9 +1,9 @@
 """Compressed text whose bytes depend on the text alone, not on who wrote which part of it.
 
 A file is a row of gzip members, each of at most 65,280 bytes of text, compressed apart: the BGZF format of SAM/BAM
-(Li et al., Bioinformatics 25, 2078 (2009)), which `gunzip`, Python's `gzip` and `bgzip` all read. The text is cut at fixed places, so
-a file that one process wrote in one go and one that was merged from many parts have the same bytes. An empty member ends
-the file: one that was cut off is known by its absence.
+(Li et al., Bioinformatics 25, 2078 (2009)), which `gunzip`, Python's `gzip` and `bgzip` all read. The text is cut at fixed
+places, so a file that one process wrote in one go and one that was merged from many parts have the same bytes. An empty
+member ends the file: one that was cut off is known by its absence.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BlockWriter:
     """Writes text into a new file; the end mark comes when it is closed without an error."""
 
     def __init__(self, path: str | Path) -> None:
-        self._file = open(path, "wb")
+        self._file = open(path, "wb")  # noqa: SIM115 (closed with the writer)
         self._buffer = bytearray()
 
     def write(self, text: str | bytes) -> None:

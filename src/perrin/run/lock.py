@@ -1,9 +1,9 @@
 """A lock in a shared folder, for jobs on any nodes, that outlives neither its owner nor NFS.
 
 File locks of the operating system are not to be relied on over NFS, and a file that is merely there stays when its owner is
-killed. Here the lock `name` is a row of files `name.1`, `name.2`, …; the last one says who has it. To take a lock that is free, or
-whose owner is dead, is to create the next file of the row, which one process alone can do (`create_text`). No file of the
-row is deleted or replaced by anybody but its owner, so there is nothing to race for.
+killed. Here the lock `name` is a row of files `name.1`, `name.2`, …; the last one says who has it. To take a lock that is
+free, or whose owner is dead, is to create the next file of the row, which one process alone can do (`create_text`). No file
+of the row is deleted or replaced by anybody but its owner, so there is nothing to race for.
 
 An owner is dead if its process is gone (on the same node), if Slurm has started its very task again, or if it gave no sign
 of life for `LEASE` seconds: it touches its file every `BEAT` seconds, and the watcher measures by its own clock.
@@ -113,7 +113,9 @@ def last(path: Path) -> tuple[int, dict[str, Any], float]:
     owner: dict[str, Any] = {}
     while True:
         try:
-            with open(_file(path, number + 1), encoding="utf-8") as file:  # opened, so that NFS asks the server
+            with open(
+                _file(path, number + 1), encoding="utf-8"
+            ) as file:  # opened, so that NFS asks the server
                 sign = os.fstat(file.fileno()).st_mtime
                 text = file.read()
         except OSError:

@@ -97,7 +97,7 @@ class ShardedJob(ABC):
         """What makes the items what they are, as plain JSON: hashes of bundles and inputs, seed, options. A process that
         finds another identity than the job was submitted with refuses to work."""
 
-    def prepare(self, folder: Path) -> None:
+    def prepare(self, folder: Path) -> None:  # noqa: B027 (most jobs need none)
         """Make what all shards share, such as an empty store; called once, before any shard is made."""
 
     @abstractmethod
@@ -172,7 +172,9 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise PerrinError(f"expected a readable job.json in {path}, given: {error}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise PerrinError(f"expected a job.json of format {FORMAT} in {path}, given another: update perrin")
+            raise PerrinError(
+                f"expected a job.json of format {FORMAT} in {path}, given another: update perrin"
+            )
         self.content: dict[str, Any] = content
         edges = content["edges"]
         self.shards = [Shard(i, range(edges[i], edges[i + 1])) for i in range(len(edges) - 1)]
@@ -202,7 +204,9 @@ class RunFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             job.prepare(folder)
-            created = create_text(folder / "job.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            created = create_text(
+                folder / "job.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+            )
         except OSError as error:
             raise PerrinError(
                 f"expected to make the folder {path}, met: {error.strerror}; choose another"
@@ -222,8 +226,8 @@ class RunFolder:
         if found != given:
             names = sorted(k for k in {*found, *given} if found.get(k) != given.get(k))
             raise PerrinError(
-                f"expected the job that was submitted to {self.path}, given another ({', '.join(names)} changed): restore it, "
-                "or submit to a new folder"
+                f"expected the job that was submitted to {self.path}, given another ({', '.join(names)} changed): restore "
+                "it, or submit to a new folder"
             )
 
     def shard(self, number: int) -> Shard:
@@ -304,8 +308,8 @@ class RunFolder:
             }
             if not lock.mine():
                 raise Taken(
-                    f"expected shard {shard.number} for this process alone, but another has taken it over, which thought this "
-                    "one dead: that one goes on"
+                    f"expected shard {shard.number} for this process alone, but another has taken it over, which thought "
+                    "this one dead: that one goes on"
                 )
             write_json(self._receipt(shard), receipt)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -329,7 +333,7 @@ class RunFolder:
         Raises:
             PerrinError: a shard is missing or damaged.
         """
-        with self.lock("merge", f"merging {self.path}"):
+        with self.lock("merge", f"the merge of {self.path}"):
             if missing := self.missing():
                 raise PerrinError(
                     f"expected {len(self.shards)} finished shards, given {len(self.shards) - len(missing)} (missing "
@@ -399,7 +403,10 @@ def place() -> dict[str, Any]:
 def _memory() -> int:
     """The most memory that this process or one of its children has used, in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // unit
+    return (
+        max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        // unit
+    )
 
 
 def _now() -> str:

@@ -135,7 +135,9 @@ def submit(path: Path, indices: str | None = None) -> str:
         )
     words = ["sbatch", "--parsable", *([f"--array={indices}"] if indices else []), str(path)]
     # inside a job, sbatch would take that job's options for the new one's
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"
+    }
     found = subprocess.run(words, capture_output=True, text=True, env=clean)
     if found.returncode:
         reason = found.stderr.strip().replace("\n", "; ").removeprefix("sbatch: error: ")

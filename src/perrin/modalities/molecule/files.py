@@ -293,9 +293,9 @@ def _unknown_symbol(block: str) -> str | None:
 
 def _value(text: str) -> Any:
     """The data item as an integer or a number, if it reads as one."""
-    for kind in (int, float) if "_" not in text else ():
+    for number in (int, float) if "_" not in text else ():
         try:
-            return kind(text)
+            return number(text)
         except ValueError:
             continue
     return text

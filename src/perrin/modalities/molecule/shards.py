@@ -1,7 +1,7 @@
 """`perrin submit sample molecule/…`: a shard is an SDF.gz of consecutive molecules.
 
-A shard is made in blocks of consecutive molecules, each kept in the scratch folder when it is done, so that neither memory nor
-what a stop can cost grows with the number of molecules. Within a block, batches are kept too (`perrin.run.partial`).
+A shard is made in blocks of consecutive molecules, each kept in the scratch folder when it is done, so that neither memory
+nor what a stop can cost grows with the number of molecules. Within a block, batches are kept too (`perrin.run.partial`).
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ class SampleShards(FileShards):
                     if number != shard.items.stop:
                         raise PerrinError(
                             f"expected {len(shard.items)} molecules in {self.path(shard, folder)}, given "
-                            f"{number - shard.items.start}: delete {shard.name}.json beside it, then 'perrin run resume {folder}'"
+                            f"{number - shard.items.start}: delete {shard.name}.json beside it, then 'perrin run resume "
+                            f"{folder}'"
                         )
                     count += len(shard.items)
         words = ["sample", a.target, *_without_target(a.argv[1:], a.target), "-o", str(path)]
@@ -202,5 +203,3 @@ def _whole(path: Path, block: range) -> bool:
     if fine:
         shutil.rmtree(path.with_name(f"{block.start}.partial"), ignore_errors=True)
     return fine
-
-

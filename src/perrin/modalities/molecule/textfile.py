@@ -21,7 +21,7 @@ def is_packed(path: str | Path) -> bool:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, unpacked if its name ends in `.gz`; `PerrinError` when it is missing, unreadable or empty."""
+    """The text of a UTF-8 file, unpacked if it is called `.gz`; `PerrinError` when it is missing, unreadable or empty."""
     try:
         data = Path(path).read_bytes()
         text = (gzip.decompress(data) if is_packed(path) else data).decode("utf-8-sig")
