@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.run.atomic import atomic_path, write_text
+from perrin.run.atomic import atomic_path, sweep, write_text
 from perrin.run.blocks import BlockWriter, read_blocks
 from perrin.run.shards import FileShards, Shard
 from perrin.run.store import StoreShards
@@ -47,6 +47,7 @@ class Lines(FileShards):
 
     def merge(self, shards: Sequence[Shard], folder: Path, output: Path | None) -> Path:
         path = output or folder / "lines.txt.gz"
+        sweep(path)
         with atomic_path(path) as temporary, BlockWriter(temporary) as out:
             for shard in shards:
                 for piece in read_blocks(self.path(shard, folder)):

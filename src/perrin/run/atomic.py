@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import secrets
@@ -57,6 +58,14 @@ def write_json(path: str | Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
+def sweep(path: str | Path) -> None:
+    """Delete the temporary files that killed processes have left for `path`. Nobody else may be writing it."""
+    target = Path(path)
+    for old in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(OSError):
+            old.unlink()
+
+
 def create_text(path: str | Path, text: str) -> bool:
     """Create a file with its whole content, unless it is there already; says whether it was created.
 
@@ -71,7 +80,7 @@ def create_text(path: str | Path, text: str) -> bool:
             file.flush()
             os.fsync(file.fileno())
         os.link(temporary, target)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # somebody was first, and may have swept up since
         return False
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from perrin.errors import PerrinError
-from perrin.run.atomic import create_text, write_text
+from perrin.run.atomic import create_text, sweep, write_text
 from perrin.run.pool import QUIET
 
 LEASE = 120.0
@@ -94,6 +94,7 @@ class Lock:
     def remove(self) -> None:
         """Delete the row's files: for work that is done for good, so that nobody needs the lock any more."""
         for number in range(self._number, 0, -1):
+            sweep(self._file(number))
             self._file(number).unlink(missing_ok=True)
 
     def _live(self) -> None:

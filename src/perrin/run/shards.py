@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from perrin.errors import PerrinError
-from perrin.run.atomic import atomic_path, create_text, write_json
+from perrin.run.atomic import atomic_path, create_text, sweep, write_json
 from perrin.run.lock import Lock, Taken, holder
 from perrin.run.record import versions
 
@@ -138,8 +138,7 @@ class FileShards(ShardedJob):
     def write(self, shard: Shard, folder: Path, scratch: Path) -> None:
         """See `ShardedJob`."""
         target = self.path(shard, folder)
-        for old in target.parent.glob(f".{target.name}.*.tmp"):  # of processes that were killed
-            old.unlink(missing_ok=True)
+        sweep(target)
         with atomic_path(target) as temporary:
             self.make(shard.items, temporary, scratch)
 
@@ -311,6 +310,7 @@ class RunFolder:
                     f"expected shard {shard.number} for this process alone, but another has taken it over, which thought "
                     "this one dead: that one goes on"
                 )
+            sweep(self._receipt(shard))
             write_json(self._receipt(shard), receipt)
         shutil.rmtree(scratch, ignore_errors=True)
         lock.remove()
@@ -359,6 +359,7 @@ class RunFolder:
                 "nodes": sorted({r.get("node", "") for r in receipts}),
                 "shards": receipts,
             }
+            sweep(self.path / "manifest.json")
             write_json(self.path / "manifest.json", manifest)
             others = {json.dumps(r.get("versions"), sort_keys=True) for r in receipts}
             if len(others) > 1:

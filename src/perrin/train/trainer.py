@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from perrin.core.ema import PowerAverage
 from perrin.errors import PerrinError
+from perrin.run.atomic import sweep, write_text
 from perrin.run.signals import Interrupted, stop_on_signal
 from perrin.train import averages
 from perrin.train.checkpoint import Checkpoint
@@ -85,7 +87,9 @@ class Trainer:
         devices = 1 if accelerator == "cpu" and devices == "auto" else devices
         if devices != "auto" and not (str(devices).isdecimal() and int(devices) > 0):
             raise PerrinError(f"expected a number of devices of at least 1, or auto, given {devices!r}")
-        self.fabric = Fabric(accelerator=accelerator, devices=devices)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*srun.*")  # a login node has it, too
+            self.fabric = Fabric(accelerator=accelerator, devices=devices)
         self.task, self.options, self.folder = task, options, Path(folder)
         self.config = {"model": task.config, "options": options.to_json()}
 
@@ -309,8 +313,10 @@ class _Log:
         lines = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in lines if 0 < _step_of(line) <= start]
         self.last = json.loads(kept[-1]) if kept else {}
-        self.file = path.open("w")
-        self.file.writelines(line + "\n" for line in kept)
+        if kept != lines or not path.is_file():
+            sweep(path)
+            write_text(path, "".join(line + "\n" for line in kept))
+        self.file = path.open("a")
         self.terminal = sys.stderr.isatty()
 
     def __call__(self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float, *, last: bool) -> None:

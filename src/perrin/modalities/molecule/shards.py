@@ -17,7 +17,7 @@ from perrin.modalities.molecule.commands import _labelled, _pack, _run, _setup, 
 from perrin.modalities.molecule.files import check_suffix, sdf_records
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.textfile import is_packed, kind
-from perrin.run.atomic import atomic_path
+from perrin.run.atomic import atomic_path, sweep
 from perrin.run.blocks import BlockWriter, read_blocks
 from perrin.run.partial import PartialStore
 from perrin.run.pool import cpu_count, map_unordered
@@ -133,6 +133,8 @@ class SampleShards(FileShards):
         if kind(path) != ".sdf":
             raise PerrinError(f"expected an output file with the suffix .sdf or .sdf.gz, given {path}")
         count = 0
+        sweep(path)
+        sweep(path.with_name(path.name + ".run.json"))
         with atomic_path(path) as temporary:
             out: Any = BlockWriter(temporary) if is_packed(path) else open(temporary, "wb")  # noqa: SIM115
             with out:
