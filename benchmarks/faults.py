@@ -364,10 +364,11 @@ def run(name: str, kills: int, seed: int, root: Path, tell: bool = False) -> dic
     scenario = SCENARIOS[name](root / name)
     draw = random.Random(f"{name}-{seed}")
     scenario.measure()
-    begin = time.perf_counter()
+    begin = told = time.perf_counter()
     while scenario.report["kills"] < kills:
         scenario.attempt(draw)
-        if tell and scenario.report["kills"] % 50 == 0:
+        if tell and time.perf_counter() - told > 30:
+            told = time.perf_counter()
             print(
                 f"{name}: {dict(scenario.report)} after {time.perf_counter() - begin:.0f} s", file=sys.stderr
             )

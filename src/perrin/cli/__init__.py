@@ -247,6 +247,13 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--batch", type=int, help="samples per step (default 512 on a GPU, 32 on a CPU)")
         parser.add_argument(
+            "--accumulate",
+            type=int,
+            default=1,
+            metavar="N",
+            help="work on a batch in N parts, for less memory",
+        )
+        parser.add_argument(
             "--optimizer", choices=("adamw", "muon"), help="default muon on a GPU, adamw on a CPU"
         )
         parser.add_argument(
@@ -261,7 +268,11 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--seed", type=_seed, default=0, help="of weights, batches and noise (default 0)")
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
-        parser.add_argument("--devices", default="1", help="how many GPUs, or auto for all (default 1)")
+        parser.add_argument(
+            "--devices",
+            default="1",
+            help="GPUs of this machine, or auto for all (default 1); not needed under torchrun or srun",
+        )
         parser.add_argument(
             "--threads",
             type=int,

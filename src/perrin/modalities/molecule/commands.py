@@ -191,15 +191,14 @@ def train(a: Namespace) -> None:
     from perrin.bundle import read_bundle, write_bundle
     from perrin.modalities import find_bundle
     from perrin.modalities.molecule.dataset import size_counts
-    from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.model import SamplingOptions, load_weights
     from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
-    from perrin.modalities.molecule.sources import from_files, from_qm9
+    from perrin.modalities.molecule.sources import training_data
     from perrin.modalities.molecule.task import MoleculeTask
     from perrin.run.record import record, write_record
     from perrin.train import Trainer, TrainOptions
 
-    for name in ("steps", "batch", "threads", "log_every", "save_every"):
+    for name in ("steps", "batch", "accumulate", "threads", "log_every", "save_every"):
         if getattr(a, name) is not None:
             check_count(getattr(a, name), f"--{name.replace('_', '-')}")
     if a.threads:
@@ -215,12 +214,7 @@ def train(a: Namespace) -> None:
             "--backbone or --from"
         )
     vocabulary = config.vocabulary if config else None
-    if a.data:
-        vocabulary, buckets, skipped = from_files(
-            read_molecules(a.data), vocabulary, source=a.data, limit=a.limit
-        )
-    else:
-        vocabulary, buckets, skipped = from_qm9(a.limit, vocabulary)
+    vocabulary, buckets, skipped = training_data(a, vocabulary)
     if skipped:
         print(f"left out {skipped} molecules that the model cannot express", file=sys.stderr)
     vocabulary = dataclasses.replace(
@@ -242,6 +236,7 @@ def train(a: Namespace) -> None:
         steps=steps,
         minutes=a.minutes,
         batch=a.batch or (512 if cuda else 32),
+        accumulate=a.accumulate,
         optimizer=optimizer,
         lr=a.lr if a.lr is not None else (fresh_lr if base is None else 2e-4),
         warmup=min(400, max(1, steps // 10)),
