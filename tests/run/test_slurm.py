@@ -163,3 +163,38 @@ def test_cancelled_work_stays_away_until_it_is_resumed(
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     assert main([*sample.split(), "-o", "one.sdf"]) == 0
     assert Path("out.sdf").read_bytes() == Path("one.sdf").read_bytes()
+
+
+def test_training_on_two_nodes_comes_back_after_a_notice(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks by srun, on two nodes, over gloo; USR1 to the step: saved, requeued, finished."""
+    from perrin.modalities.molecule.chem import add_geometry
+    from perrin.modalities.molecule.files import write_sdf
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.chdir(tmp_path)
+    write_sdf("data.sdf", [add_geometry(s) for s in ("CCO", "CC(=O)O", "C1CC1", "CN", "C#N")])
+    train = "train molecule/own --data data.sdf --steps 48 --batch 2 --threads 1 --log-every 1 --device cpu"
+    words = ["submit", *train.split(), "-o", "run", "--slurm", "-N 2 --ntasks-per-node=1"]
+    words += ["--setup", "export MASTER_ADDR=127.0.0.1"]  # the nodes' names mean nothing to the network
+    assert main([*words, "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    assert "\n#SBATCH -N 2\n" in script
+    assert "\nexec srun " in script
+    assert "--array" not in script
+    assert main(words) == 0
+    metrics, folder = tmp_path / "run" / "metrics.jsonl", RunFolder("run")
+    until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 3, "some steps")
+    subprocess.run(["scancel", "--signal=USR1", "--name", folder.name], check=True, timeout=60)
+    until(idle, "the end", 400)
+    [log] = [p.read_text() for p in (tmp_path / "run" / "logs").glob("*.log")]
+    assert re.search(r"stopped at step \d+ of 48.*; Slurm runs \d+ again", log), log
+    assert "going on from step" in log
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 49))
+    assert (tmp_path / "run" / "config.json").is_file()
+    receipt = folder.receipt(folder.shards[0])
+    assert receipt is not None
+    assert receipt["restarts"] >= 1
+    assert main(["run", "status", "run"]) == 0
+    assert "1 of 1 commands" in capsys.readouterr().out

@@ -126,7 +126,11 @@ def _run(argv: list[str]) -> int:
     verb, rest = argv[0], _joined(argv[1:])
     if verb not in VERBS:
         raise PerrinError(f"expected a command ({', '.join(VERBS)}), given {verb!r}: see 'perrin --help'")
-    if verb in ("list", "doctor", "rerun"):
+    if verb == "doctor":
+        from perrin.cli.doctor import doctor
+
+        return doctor(_parser(verb).parse_args(rest))
+    if verb in ("list", "rerun"):
         from perrin.cli import tools
 
         return int(
