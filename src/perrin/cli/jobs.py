@@ -39,7 +39,10 @@ def submit(arguments: Sequence[str], parser: ArgumentParser) -> int:
         "--run", metavar="DIR", help="the run's folder, where -o is to name the output itself"
     )
     parser.add_argument(
-        "--engine", choices=("slurm", "local"), default="slurm", help="local: the same shards on this machine"
+        "--engine",
+        choices=("slurm", "local", "none"),
+        default="slurm",
+        help="local: the same shards on this machine; none: make the folder, for a job of your own (default slurm)",
     )
     parser.add_argument(
         "--processes", type=int, metavar="N", help="local: at a time (default: the cores there are)"
@@ -200,6 +203,10 @@ def _job_of(folder: RunFolder) -> ShardedJob:
 
 
 def _start(folder: RunFolder, engine: str, processes: int | None, indices: str | None = None) -> None:
+    if engine == "none":
+        each = f"'perrin run shard {_short(folder)} N' makes one, 'perrin run work {_short(folder)}' all that are free"
+        print(f"{len(folder.missing())} shards to make: {each}")
+        return
     if engine == "local":
         from perrin.run.local import run_locally
 

@@ -25,8 +25,11 @@ from perrin.run.progress import progress
 from perrin.run.record import record, write_record
 from perrin.run.shards import FileShards, Shard
 
-BLOCK = 1024
-"""Molecules in a block, at least."""
+
+def block_size(batch: int) -> int:
+    """Molecules in a block: enough for full batches of most sizes."""
+    return max(1024, 16 * batch)
+
 
 _INDEX = "> <index>\n"
 
@@ -61,7 +64,7 @@ class SampleShards(FileShards):
 
     def make(self, items: range, path: Path, scratch: Path) -> None:
         """See `perrin.run.shards.FileShards`."""
-        size = max(BLOCK, 16 * self.work.batch)
+        size = block_size(self.work.batch)
         blocks = [range(k, min(k + size, items.stop)) for k in range(items.start, items.stop, size)]
         kept = [scratch / f"{block.start}.sdf.gz" for block in blocks]
         todo = [(b, p) for b, p in zip(blocks, kept, strict=True) if not _whole(p, b)]
