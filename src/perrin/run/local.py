@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -18,13 +20,14 @@ from perrin.run.signals import Interrupted
 
 
 def run_locally(folder: RunFolder, processes: int | None = None) -> None:
-    """Start processes that make one shard after another, and wait for them.
+    """Start processes that make one shard after another, and wait for them; as many as there are GPUs, or else cores.
 
     Raises:
         Interrupted: a signal came; it was handed on, and the processes have saved their work.
         PerrinError: a shard could not be made.
     """
-    count = max(1, min(processes or cpu_count(), len(folder.missing())))
+    cards = [] if _on_cpu(folder.content["argv"]) else gpus()
+    count = max(1, min(processes or len(cards) or cpu_count(), len(folder.missing())))
     logs = folder.path / "logs"
     logs.mkdir(exist_ok=True)
     environment = {**os.environ, "PERRIN_CPUS": str(max(1, cpu_count() // count))}
@@ -39,9 +42,12 @@ def run_locally(folder: RunFolder, processes: int | None = None) -> None:
     try:
         for i in range(count):
             words = [sys.executable, "-m", "perrin", "run", "work", str(folder.path)]
+            card = {"CUDA_VISIBLE_DEVICES": cards[i % len(cards)]} if cards else {}
             with open(_log(logs, i), "ab") as log:
                 children.append(
-                    subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+                    subprocess.Popen(
+                        words, env=environment | card, stdout=log, stderr=log, start_new_session=True
+                    )
                 )
         total, done = folder.content["items"], 0
         with progress(folder.content["argv"][0], total) as advance:
@@ -72,6 +78,18 @@ def run_locally(folder: RunFolder, processes: int | None = None) -> None:
             f"expected every shard to be made, but {numbers(missing)} are not: {last_line(_log(logs, bad))} (see {logs}); "
             f"'perrin run resume {folder.path}' goes on"
         )
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs that this process may use, without importing torch."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name.strip()]
+    return sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _on_cpu(argv: Sequence[str]) -> bool:
+    """Whether a command asks for the CPU."""
+    return "--device=cpu" in argv or any(pair == ("--device", "cpu") for pair in pairwise(argv))
 
 
 def _log(logs: Path, i: int) -> Path:

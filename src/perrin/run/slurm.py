@@ -83,7 +83,8 @@ def script(
     words += _grouped(options)
     python = launcher or shlex.quote(sys.executable)
     run = f"{python} -m perrin run shard {shlex.quote(str(folder))}"
-    last = f"exec srun {run} 0" if whole else f'exec {run} "$SLURM_ARRAY_TASK_ID"'
+    # a rank that fails must not leave the others waiting; 60 s are enough to save and ask for the requeue
+    last = f"exec srun --wait=60 {run} 0" if whole else f'exec {run} "$SLURM_ARRAY_TASK_ID"'
     threads = [] if whole else ['export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"']
     lines = [
         "#!/bin/bash",

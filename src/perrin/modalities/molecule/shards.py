@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from perrin.run.pool import cpu_count, map_unordered
 from perrin.run.progress import progress
 from perrin.run.record import record, write_record
 from perrin.run.shards import FileShards, Shard
+
+_WAVE = 16
+"""Blocks whose batches are planned together."""
 
 
 def block_size(batch: int) -> int:
@@ -68,17 +71,20 @@ class SampleShards(FileShards):
         blocks = [range(k, min(k + size, items.stop)) for k in range(items.start, items.stop, size)]
         kept = [scratch / f"{block.start}.sdf.gz" for block in blocks]
         todo = [(b, p) for b, p in zip(blocks, kept, strict=True) if not _whole(p, b)]
-        for part, text in self._blocks(todo, scratch, sum(map(len, blocks))):
-            with atomic_path(part) as temporary, BlockWriter(temporary) as file:
-                for line in text:
-                    file.write(line)
+        with progress(f"sampling {self.arguments.target}", len(items)) as advance:
+            advance(len(items) - sum(len(b) for b, _ in todo))
+            for k in range(0, len(todo), _WAVE):
+                for part, text in self._blocks(todo[k : k + _WAVE], scratch, advance):
+                    with atomic_path(part) as temporary, BlockWriter(temporary) as file:
+                        for line in text:
+                            file.write(line)
         with BlockWriter(path) as out:
             for part in kept:
                 for piece in read_blocks(part):
                     out.write(piece)
 
     def _blocks(
-        self, todo: Sequence[tuple[range, Path]], scratch: Path, total: int
+        self, todo: Sequence[tuple[range, Path]], scratch: Path, advance: Callable[[int], None]
     ) -> Iterator[tuple[Path, Iterator[str]]]:
         """The files of blocks that are to be made, and their text, as they are finished."""
         a, work = self.arguments, self.work
@@ -114,18 +120,15 @@ class SampleShards(FileShards):
         for block in [b for b, n in left.items() if n == 0]:
             yield finished(block)
             stores[block].remove()
-        with progress(f"sampling {a.target}", total) as advance:
-            advance(total - sum(len(u.indices) for u in units))
-            for unit, molecules in map_unordered(
-                _run, units, workers=count, setup=_setup, arguments=settings
-            ):
-                block = owner[unit.indices]
-                stores[block].save(unit.indices, _pack(molecules))
-                left[block] -= 1
-                advance(len(unit.indices))
-                if left[block] == 0:
-                    yield finished(block)
-                    stores[block].remove()
+        advance(sum(len(b) for b, _ in todo) - sum(len(u.indices) for u in units))
+        for unit, molecules in map_unordered(_run, units, workers=count, setup=_setup, arguments=settings):
+            block = owner[unit.indices]
+            stores[block].save(unit.indices, _pack(molecules))
+            left[block] -= 1
+            advance(len(unit.indices))
+            if left[block] == 0:
+                yield finished(block)
+                stores[block].remove()
 
     def merge(self, shards: Sequence[Shard], folder: Path, output: Path | None) -> Path:
         """One SDF or SDF.gz, the bytes that `perrin sample` would have written, and its `run.json`."""
