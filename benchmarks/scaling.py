@@ -6,12 +6,12 @@
     PYTHONPATH=src:. python benchmarks/scaling.py train --ranks 1 2
     PYTHONPATH=src:. python benchmarks/scaling.py train --ranks 1 2 --device cuda --batch 1024
 
-`sample` makes the same shards of one run, as many processes at a time as it says, and compares samples per second of the
-slowest process (starting Python is not in it); the merged files must be equal (on GPUs they agree to rounding). `memory`
-makes shards of growing size, of small molecules for speed, and prints the largest memory of the process. `train` starts ranks
-by torchrun, gloo on a CPU and NCCL on GPUs, each with a batch of its own (weak scaling: `--batch` samples on every rank), and
-prints the median of samples per second. Efficiency is the rate over that of one process times their number. Nothing else
-should run.
+`sample` makes the same shards of one run, as many processes at a time as it says, and compares samples per second of
+the slowest process (starting Python is not in it); the merged files must be equal (on GPUs they agree to rounding).
+`memory` makes shards of growing size, of small molecules for speed, and prints the largest memory of the process.
+`train` starts ranks by torchrun, gloo on a CPU and NCCL on GPUs, each with a batch of its own (weak scaling:
+`--batch` samples on every rank), and prints the median of samples per second. Efficiency is the rate over that of one
+process times their number. Nothing else should run.
 """
 
 from __future__ import annotations
