@@ -9,12 +9,16 @@ import errno
 import os
 import signal
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Sequence
-from typing import NoReturn
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 from perrin import __version__
 from perrin.errors import PerrinError
+
+if TYPE_CHECKING:
+    from perrin.modalities import Modality
 
 VERBS = {
     "sample": "generate: perrin sample molecule/qm9 -n 1000 -o out.sdf",
@@ -31,6 +35,8 @@ VERBS = {
     "assimilate": "states from observations: perrin assimilate weather/sst --observations obs.csv -o post.nc",
     "verify": "a forecast's scores: perrin verify ensemble.nc analysis.nc --json scores.json",
     "view": "one self-contained HTML page: perrin view out.sdf",
+    "submit": "the same work as a Slurm array: perrin submit sample molecule/qm9 -n 1000000 --shards 200 -o run/",
+    "run": "look after what was submitted: perrin run status|resume|merge run/",
     "rerun": "run again what a run.json records: perrin rerun out.sdf.run.json",
     "list": "what is installed",
     "doctor": "whether it works here",
@@ -91,8 +97,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
-        print(f"perrin: {error}", file=sys.stderr)
+        print(f"perrin: {error}{_come_back(int(code) - 128)}", file=sys.stderr)
         return int(code)
+
+
+def _come_back(number: int) -> str:
+    """After USR1 or USR2 in a Slurm job: have it run again. What happened, for the message."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return ""
+    from perrin.run import slurm
+
+    if number not in slurm.REQUEUE:
+        return ""
+    name = slurm.requeue()
+    return f"; Slurm runs {name} again" if name else "; Slurm could not be asked to run it again"
 
 
 def _discard_output() -> None:
@@ -113,23 +131,52 @@ def _run(argv: list[str]) -> int:
     verb, rest = argv[0], _joined(argv[1:])
     if verb not in VERBS:
         raise PerrinError(f"expected a command ({', '.join(VERBS)}), given {verb!r}: see 'perrin --help'")
-    parser = _parser(verb)
-    if verb in ("list", "doctor", "rerun"):
+    if verb == "doctor":
+        from perrin.cli.doctor import doctor
+
+        return doctor(_parser(verb).parse_args(rest))
+    if verb in ("list", "rerun"):
         from perrin.cli import tools
 
-        return int(getattr(tools, verb if verb != "list" else "list_installed")(parser.parse_args(rest)))
+        return int(
+            getattr(tools, verb if verb != "list" else "list_installed")(_parser(verb).parse_args(rest))
+        )
+    if verb in ("submit", "run"):
+        from perrin.cli import jobs
+
+        with _terminate_as_interrupt():
+            return int(getattr(jobs, verb)(rest, _parser(verb)))
+    execute(argv)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
+    """The modality that a command concerns, and the command's arguments.
+
+    Raises:
+        PerrinError: it is not a command with a modality, or an argument is wrong.
+    """
+    verb, rest = argv[0], _joined(list(argv[1:]))
+    if verb not in VERBS:
+        raise PerrinError(f"expected a command ({', '.join(VERBS)}), given {verb!r}: see 'perrin --help'")
+    parser = _parser(verb)
     found = _modality(verb, rest)
     for modality in [found] if found else _all_modalities():
         modality.add_arguments(verb, parser)
     parsed = parser.parse_args(rest)
-    parsed.argv = argv
+    parsed.argv = list(argv)
     if found is None:
         from perrin.modalities import modality_for_file, modality_of
 
         found = modality_of(parsed.target) if verb in _TARGETS else modality_for_file(parsed.file)
-    with _terminate_as_interrupt(verb):
-        getattr(found, verb)(parsed)
-    return 0
+    return found, parsed
+
+
+def execute(argv: Sequence[str]) -> None:
+    """Run a command of a modality; errors and interruptions are raised."""
+    found, parsed = parse(argv)
+    with _terminate_as_interrupt():
+        getattr(found, argv[0])(parsed)
 
 
 def _joined(words: list[str]) -> list[str]:
@@ -214,6 +261,13 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--batch", type=int, help="samples per step (default 512 on a GPU, 32 on a CPU)")
         parser.add_argument(
+            "--accumulate",
+            type=int,
+            default=1,
+            metavar="N",
+            help="work on a batch in N parts, for less memory",
+        )
+        parser.add_argument(
             "--optimizer", choices=("adamw", "muon"), help="default muon on a GPU, adamw on a CPU"
         )
         parser.add_argument(
@@ -228,7 +282,11 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--seed", type=_seed, default=0, help="of weights, batches and noise (default 0)")
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
-        parser.add_argument("--devices", default="1", help="how many GPUs, or auto for all (default 1)")
+        parser.add_argument(
+            "--devices",
+            default="1",
+            help="GPUs of this machine, or auto for all (default 1); not needed under torchrun or srun",
+        )
         parser.add_argument(
             "--threads",
             type=int,
@@ -301,24 +359,23 @@ def _all_modalities():  # type: ignore[no-untyped-def]
     return list(modalities().values())
 
 
-def _terminate_as_interrupt(verb: str):  # type: ignore[no-untyped-def]
-    """SIGTERM ends work as Ctrl-C does, so that nothing is left half-written (training has its own handler)."""
-    from contextlib import contextmanager
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM, USR1 and USR2 end work as Ctrl-C does, with nothing left half-written (training has its own handler)."""
+    from perrin.run.signals import Interrupted, stops
 
-    from perrin.run.signals import Interrupted
+    def handler(number: int, frame: object) -> None:
+        for other in numbers:  # once: what saves the work must not be interrupted
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(number, "stopped; the same command goes on from what is done")
 
-    @contextmanager
-    def manage():  # type: ignore[no-untyped-def]
-        def handler(number: int, frame: object) -> None:
-            raise Interrupted(number, "stopped; the same command goes on from what is done")
-
-        before = signal.signal(signal.SIGTERM, handler)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    return manage()
+    numbers = [n for n in stops() if n != signal.SIGINT]
+    before = {n: signal.signal(n, handler) for n in numbers}
+    try:
+        yield
+    finally:
+        for n, old in before.items():
+            signal.signal(n, old)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
-"""`perrin list`, `perrin doctor` and `perrin rerun`."""
+"""`perrin list` and `perrin rerun`."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
-import tempfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -20,56 +18,6 @@ def list_installed(a: Namespace) -> int:
         for bundle in modality.bundles():
             print(f"  {name}/{bundle}")
     return 0
-
-
-def doctor(a: Namespace) -> int:
-    """Check Python packages, torch, devices, modalities and the cache folder; exit 0 when all is well, else 2."""
-    from perrin.run.pool import cpu_count
-    from perrin.run.record import versions
-
-    ok = True
-    print("  ".join(f"{k} {v}" for k, v in versions().items()))
-    try:
-        import torch
-
-        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        print(f"ok    torch: {cpu_count()} CPU cores, GPUs: {', '.join(devices) or 'none'}")
-    except Exception as error:
-        ok = False
-        print(f"fails torch: {error}")
-    for name, modality in modalities().items():
-        missing = [p for p in modality.requirements() if importlib.util.find_spec(p) is None]
-        ok &= not missing
-        print(
-            f"{'fails' if missing else 'ok   '} {name}: "
-            + (
-                f"missing {', '.join(missing)}; pip install 'perrin[{name}]'"
-                if missing
-                else "packages are there"
-            )
-        )
-        for bundle in modality.bundles():
-            ok &= _check_bundle(f"{name}/{bundle}")
-    try:
-        with tempfile.NamedTemporaryFile():
-            print("ok    temporary files can be written")
-    except OSError as error:
-        ok = False
-        print(f"fails temporary files: {error}")
-    return 0 if ok else 2
-
-
-def _check_bundle(reference: str) -> bool:
-    from perrin.bundle import read_bundle
-    from perrin.modalities import find_bundle
-
-    try:
-        bundle = read_bundle(find_bundle(reference))
-    except PerrinError as error:
-        print(f"fails {reference}: {error}")
-        return False
-    print(f"ok    {reference}: {len(bundle.data) / 1e6:.1f} MB, hash as stated")
-    return True
 
 
 def rerun(a: Namespace) -> int:

@@ -19,6 +19,7 @@ from perrin.errors import PerrinError
 
 if TYPE_CHECKING:
     from perrin.bundle import Bundle
+    from perrin.run.shards import ShardedJob
 
 GROUP = "perrin.modalities"
 
@@ -103,6 +104,10 @@ class Modality(ABC):
     def verify(self, arguments: Namespace) -> None:
         """`perrin verify`; `arguments` has file, truth and json."""
         self._refuse("verify")
+
+    def shards(self, verb: str, arguments: Namespace) -> ShardedJob | None:
+        """How `perrin submit` cuts a verb's work; `None`: it runs whole, as one job. `arguments` are those of the verb."""
+        return None
 
     def _refuse(self, verb: str) -> NoReturn:
         raise PerrinError(f"expected a modality that can {verb}, given {self.name}, which cannot")
@@ -201,7 +206,8 @@ def modality_for_file(path: str | Path) -> Modality:
     Raises:
         PerrinError: none does.
     """
-    suffix = Path(path).suffix.lower()
+    path = Path(path)
+    suffix = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
     for candidate in modalities().values():
         if suffix in candidate.suffixes:
             return candidate

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +28,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     if os.path.isdir(target):  # unlike the method, it takes names that are too long
         raise PerrinError(f"expected an output file, given the directory {target}: add a file name")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # not the process's number: another node of the cluster may have the same
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -52,6 +56,44 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, data: Any) -> None:
     """Write JSON atomically, indented."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def sweep(path: str | Path) -> None:
+    """Delete the temporary files that killed processes have left for `path`. Nobody else may be writing it."""
+    target = Path(path)
+    for old in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(OSError):
+            old.unlink()
+
+
+def create_text(path: str | Path, text: str) -> bool:
+    """Create a file with its whole content, unless it is there already; says whether it was created.
+
+    Of several processes that try, on whichever nodes, one succeeds: a hard link is made or not, on NFS too.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, target)
+    except (FileExistsError, FileNotFoundError):  # somebody was first, and may have swept up since
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        try:  # a file system without hard links
+            with open(target, "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return True
 
 
 def write_tensors(

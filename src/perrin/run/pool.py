@@ -17,15 +17,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+QUIET = "perrin-beat"
+"""Name of a thread that does so little that its process may be forked."""
+
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def cpu_count() -> int:
-    """Cores this process may use (affinity and Slurm's cgroups counted in)."""
+    """Cores this process may use: those of its affinity, but no more than `PERRIN_CPUS` or the job's (Slurm, PBS) say."""
     try:
-        return len(os.sched_getaffinity(0))
+        here = len(os.sched_getaffinity(0))
     except AttributeError:
-        return os.cpu_count() or 1
+        here = os.cpu_count() or 1
+    for name in ("PERRIN_CPUS", "SLURM_CPUS_PER_TASK", "NCPUS"):
+        if os.environ.get(name, "").isdecimal():
+            return max(1, min(here, int(os.environ[name])))
+    return here
 
 
 @contextmanager
@@ -83,8 +90,8 @@ def _collect(pool: ProcessPoolExecutor, futures: dict[Future[Any], T]) -> Iterat
 
     try:
         yield None  # taken at once by the caller: from here on, closing the generator ends the processes
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        for future in as_completed(list(futures)):
+            yield futures.pop(future), future.result()  # popped: results must not pile up
         pool.shutdown()
     except BaseException as error:
         processes = list((pool._processes or {}).values())
@@ -114,7 +121,8 @@ def _signals_held() -> Iterator[None]:
 def _fork_is_safe() -> bool:
     import torch
 
-    return sys.platform == "linux" and not torch.cuda.is_initialized() and threading.active_count() == 1
+    alone = all(t is threading.main_thread() or t.name == QUIET for t in threading.enumerate())
+    return sys.platform == "linux" and not torch.cuda.is_initialized() and alone
 
 
 def _start(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -1,4 +1,7 @@
-"""Stopping on request: SIGTERM and Ctrl-C finish the step at hand, save, and leave."""
+"""Stopping on request: SIGTERM, USR1, USR2 and Ctrl-C finish the step at hand, save, and leave.
+
+Slurm announces a preemption or the end of the time with USR1 or USR2, if asked to; see `perrin.run.slurm`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,11 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
+def stops() -> list[signal.Signals]:
+    """The signals that ask to stop, where they exist."""
+    return [getattr(signal, k) for k in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, k)]
+
+
 class StopFlag:
     """Which signal has asked to stop, or `None`."""
 
@@ -28,7 +36,7 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopFlag]:
-    """Within the block SIGTERM and SIGINT set the flag; a second SIGINT interrupts at once."""
+    """Within the block SIGTERM, USR1, USR2 and SIGINT set the flag; a second SIGINT interrupts at once."""
     flag = StopFlag()
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -38,7 +46,7 @@ def stop_on_signal() -> Iterator[StopFlag]:
 
     before = {}
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stops():
             before[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread: the caller's signals stay as they are
         yield flag

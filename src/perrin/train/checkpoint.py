@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perrin.errors import PerrinError
-from perrin.run.atomic import write_tensors
+from perrin.run.atomic import sweep, write_tensors
 
 FILE = "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
@@ -58,6 +58,7 @@ class Checkpoint:
     def save(self, folder: str | Path) -> Path:
         """Write `checkpoint.safetensors` into `folder`, atomically."""
         path = Path(folder) / FILE
+        sweep(path)
         metadata = {
             "step": str(self.step),
             "seconds": f"{self.seconds:.1f}",

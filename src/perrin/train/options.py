@@ -22,6 +22,7 @@ class TrainOptions:
         minutes: a budget of wall-clock time, restarts counted together; the run ends, and `lr` is zero, when either steps or
             minutes are used up. With it a run is not a function of its seed alone.
         batch: samples per step, over all processes.
+        accumulate: parts that each process cuts its share of the batch into, one after another, to need less memory.
         optimizer: `adamw`; or `muon`, which is Muon for the matrices of repeated blocks and AdamW for the rest.
         lr: peak learning rate.
         warmup: steps from zero to `lr`.
@@ -41,6 +42,7 @@ class TrainOptions:
     steps: int
     minutes: float | None = None
     batch: int = 256
+    accumulate: int = 1
     optimizer: str = "adamw"
     lr: float = 1e-3
     warmup: int = 500
@@ -57,7 +59,7 @@ class TrainOptions:
     cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "save_every"):
+        for name in ("steps", "batch", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise PerrinError(f"expected {name} of at least 1, given {getattr(self, name)}")
         if self.minutes is not None and not self.minutes > 0:

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +21,15 @@ from torch import Tensor, nn
 
 from perrin.core.ema import PowerAverage
 from perrin.errors import PerrinError
+from perrin.run.atomic import sweep, write_text
 from perrin.run.signals import Interrupted, stop_on_signal
 from perrin.train import averages
 from perrin.train.checkpoint import Checkpoint
+from perrin.train.gradients import accumulated, average_gradients
 from perrin.train.graphs import GraphedGradients, side_stream
 from perrin.train.muon import Muon
 from perrin.train.options import TrainOptions
+from perrin.train.ranks import find_ranks
 
 _AGREE = 16
 """Steps between two times that the ranks agree on the clock and on signals."""
@@ -66,7 +70,8 @@ class Trainer:
         task: denoiser and data.
         options: how to train.
         folder: where `checkpoint.safetensors` and `metrics.jsonl` live.
-        accelerator, devices: Fabric's; `auto` takes the GPUs that are there.
+        accelerator, devices: Fabric's; `auto` takes the GPUs that are there. Where torchrun or srun has started the
+            processes, their numbers count.
     """
 
     def __init__(
@@ -85,7 +90,12 @@ class Trainer:
         devices = 1 if accelerator == "cpu" and devices == "auto" else devices
         if devices != "auto" and not (str(devices).isdecimal() and int(devices) > 0):
             raise PerrinError(f"expected a number of devices of at least 1, or auto, given {devices!r}")
-        self.fabric = Fabric(accelerator=accelerator, devices=devices)
+        nodes, ranks = 1, find_ranks(devices)
+        if ranks.given:
+            devices, nodes = ranks.local, ranks.nodes
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*srun.*")  # a login node has it, too
+            self.fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes)
         self.task, self.options, self.folder = task, options, Path(folder)
         self.config = {"model": task.config, "options": options.to_json()}
 
@@ -118,13 +128,17 @@ class Trainer:
         begin = time.perf_counter()
         graphs = options.cuda_graphs and fabric.device.type == "cuda"
         many = fabric.world_size > 1
+        if options.batch % (fabric.world_size * options.accumulate):
+            raise PerrinError(
+                f"expected a batch that {fabric.world_size} ranks × {options.accumulate} parts divide, given "
+                f"{options.batch}: change --batch or --accumulate"
+            )
         average: list[Tensor] = list(ema.values())
         live: list[Tensor] = list(bare.parameters())
         if many:
             for p in [*live, *average]:
                 torch.distributed.broadcast(p.detach(), 0)
         generator = torch.Generator(device=fabric.device)
-        gradients: Callable[[Hashable, dict[str, Tensor]], dict[str, Tensor]]
 
         def forward_backward(key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
             with torch.autocast(
@@ -134,7 +148,8 @@ class Trainer:
             fabric.backward(losses["loss"])
             return {k: v.detach() for k, v in losses.items()}
 
-        gradients = GraphedGradients(forward_backward, live) if graphs else forward_backward
+        each = GraphedGradients(forward_backward, live) if graphs else forward_backward
+        gradients = accumulated(each, live, options.accumulate)
 
         log = _Log(self.folder / "metrics.jsonl", start, options, active=fabric.global_rank == 0)
         with stop_on_signal() as stop:
@@ -263,15 +278,6 @@ def make_optimizers(
     return out
 
 
-def average_gradients(parameters: Sequence[Tensor]) -> None:
-    """Replace gradients by their mean over the ranks, in one message."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    torch.distributed.all_reduce(flat)
-    parts = (flat / torch.distributed.get_world_size()).split([g.numel() for g in gradients])
-    torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
-
-
 def step_seed(seed: int, step: int) -> int:
     """The generator's seed for one step, on every rank."""
     return (seed * 1_000_003 * 1_000_000_007 + step) % 2**63
@@ -309,8 +315,10 @@ class _Log:
         lines = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in lines if 0 < _step_of(line) <= start]
         self.last = json.loads(kept[-1]) if kept else {}
-        self.file = path.open("w")
-        self.file.writelines(line + "\n" for line in kept)
+        if kept != lines or not path.is_file():
+            sweep(path)
+            write_text(path, "".join(line + "\n" for line in kept))
+        self.file = path.open("a")
         self.terminal = sys.stderr.isatty()
 
     def __call__(self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float, *, last: bool) -> None:

@@ -12,6 +12,7 @@ from perrin.modalities import Modality
 if TYPE_CHECKING:
     from perrin.bundle import Bundle
     from perrin.modalities.molecule.model import MoleculeModel
+    from perrin.run.shards import ShardedJob
 
 PROTOCOLS = ("lookup", "bonds", "both")
 BACKBONES = ("transformer", "e3nn", "sparse")
@@ -260,6 +261,14 @@ class MoleculeModality(Modality):
         from perrin.modalities.molecule import commands
 
         commands.train(arguments)
+
+    def shards(self, verb: str, arguments: Namespace) -> ShardedJob | None:
+        """Molecules are sampled in shards by their numbers; other verbs run whole."""
+        if verb != "sample":
+            return None
+        from perrin.modalities.molecule.shards import SampleShards
+
+        return SampleShards(arguments)
 
     def evaluate(self, arguments: Namespace) -> None:
         """Compute the metrics of a file."""

@@ -17,6 +17,7 @@ from perrin.errors import PerrinError
 from perrin.modalities.molecule.structure import Molecule
 
 if TYPE_CHECKING:
+    from perrin.core import Plan
     from perrin.modalities.molecule.metrics import Measures
     from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions
 
@@ -27,45 +28,28 @@ _STATE: dict[str, Any] = {}
 def sample(a: Namespace) -> None:
     """`perrin sample molecule/… -n N -o FILE`: resumable, in as many processes as the machine has cores."""
     from perrin.core.plan import plan_table
-    from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.files import check_suffix, write_molecules
-    from perrin.modalities.molecule.model import check_count, wanted
+    from perrin.modalities.molecule.model import check_count
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
     from perrin.run.record import record, write_record
 
     check_count(a.n, "-n")
-    for name in ("batch", "workers"):
-        if getattr(a, name) is not None:
-            check_count(getattr(a, name), f"--{name}")
-    atoms = _atoms(a.atoms)
     output = Path(a.out)
     check_suffix(output)
     if a.view and Path(a.view).is_dir():
         raise PerrinError(f"expected a file for --view, given the directory {a.view}: add a file name")
-    device = choose_device(a.device)
-    batch = a.batch or (64 if device == "cpu" else 1024)
-    reference = str(find_bundle(a.target))
-    model = load(reference, device=device)
-    model.precision, model.mode = a.precision, a.mode
-    options = model.options(
-        steps=a.steps,
-        solver=a.solver,
-        temperature=a.temperature,
-        self_condition=None if a.self_condition is None else a.self_condition == "on",
-        want=wanted(model.wishes(a.want or ())) or None,
-        guidance_scale=a.guidance_scale,
-    )
-    plan = options.plan(model.denoiser)
-    sizes = model.sizes(a.seed, a.n, atoms, options.want)
+    work = prepare_sampling(a)
+    model, options, plan, batch, device, key = (
+        work.model, work.options, work.plan, work.batch, work.device, work.key,
+    )  # fmt: skip
     tell_wishes(a, model, options)
     if a.dry_run:
         print(plan_table(plan))
         return
 
-    key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
-    key |= {} if a.precision == "32-true" else {"precision": a.precision}
+    sizes = model.sizes(a.seed, a.n, work.atoms, options.want)
     store = PartialStore(output, key)
     molecules: list[Molecule | None] = [None] * a.n
     for indices, part in store.load():
@@ -153,6 +137,60 @@ def tell_wishes(a: Namespace, model: MoleculeModel, options: SamplingOptions) ->
         print(f"perrin: warning: {line}", file=sys.stderr)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """What the arguments of `perrin sample` mean.
+
+    Arguments:
+        model: on its device.
+        options, plan: how to sample.
+        atoms: smallest and largest number of atoms, if given.
+        batch: molecules at a time.
+        device: `cpu` or another.
+        key: what makes molecule i what it is, but for i.
+    """
+
+    model: MoleculeModel
+    options: SamplingOptions
+    plan: Plan
+    atoms: tuple[int, int] | None
+    batch: int
+    device: str
+    key: dict[str, Any]
+
+
+def prepare_sampling(a: Namespace) -> Sampling:
+    """Check the arguments and load the model.
+
+    Raises:
+        PerrinError: an argument is wrong, or there is no such bundle.
+    """
+    from perrin.modalities import find_bundle, load
+    from perrin.modalities.molecule.model import check_count, wanted
+
+    check_count(a.n, "-n")
+    for name in ("batch", "workers"):
+        if getattr(a, name) is not None:
+            check_count(getattr(a, name), f"--{name}")
+    atoms = _atoms(a.atoms)
+    device = choose_device(a.device)
+    model = load(str(find_bundle(a.target)), device=device)
+    model.precision, model.mode = a.precision, a.mode
+    options = model.options(
+        steps=a.steps,
+        solver=a.solver,
+        temperature=a.temperature,
+        self_condition=None if a.self_condition is None else a.self_condition == "on",
+        want=wanted(model.wishes(a.want or ())) or None,
+        guidance_scale=a.guidance_scale,
+    )
+    plan = options.plan(model.denoiser)
+    model.sizes(a.seed, 1, atoms, options.want)  # says what is wrong with them
+    key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
+    key |= {} if a.precision == "32-true" else {"precision": a.precision}
+    return Sampling(model, options, plan, atoms, a.batch or (64 if device == "cpu" else 1024), device, key)
+
+
 def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:
     """With data items that say where it comes from and, where RDKit accepts it, its SMILES."""
     from perrin.modalities.molecule.chem import isomeric_smiles, sanitize, to_rdkit
@@ -183,17 +221,16 @@ def train(a: Namespace) -> None:
     from perrin.modalities import find_bundle
     from perrin.modalities.molecule.conditions import with_inputs
     from perrin.modalities.molecule.dataset import size_counts
-    from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.model import SamplingOptions, check_count
     from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
     from perrin.modalities.molecule.properties import TABLE
-    from perrin.modalities.molecule.sources import from_files, from_qm9
+    from perrin.modalities.molecule.sources import training_data
     from perrin.modalities.molecule.task import MoleculeTask
     from perrin.modalities.molecule.widen import widen
     from perrin.run.record import record, write_record
     from perrin.train import Trainer, TrainOptions
 
-    for name in ("steps", "batch", "threads", "log_every", "save_every"):
+    for name in ("steps", "batch", "accumulate", "threads", "log_every", "save_every"):
         if getattr(a, name) is not None:
             check_count(getattr(a, name), f"--{name.replace('_', '-')}")
     if a.threads:
@@ -211,12 +248,7 @@ def train(a: Namespace) -> None:
     vocabulary = config.vocabulary if config else None
     held = config.network.conditions if config else ()
     names = list(dict.fromkeys([*held, *_names(a.conditions)]))
-    if a.data:
-        vocabulary, buckets, skipped = from_files(
-            read_molecules(a.data), vocabulary, source=a.data, limit=a.limit, properties=names
-        )
-    else:
-        vocabulary, buckets, skipped = from_qm9(a.limit, vocabulary, names)
+    vocabulary, buckets, skipped = training_data(a, vocabulary, names)
     if skipped:
         print(f"left out {skipped} molecules that the model cannot express", file=sys.stderr)
     vocabulary = dataclasses.replace(
@@ -240,6 +272,7 @@ def train(a: Namespace) -> None:
         steps=steps,
         minutes=a.minutes,
         batch=a.batch or (512 if cuda else 32),
+        accumulate=a.accumulate,
         optimizer=optimizer,
         lr=a.lr if a.lr is not None else (fresh_lr if base is None else 2e-4),
         warmup=min(400, max(1, steps // 10)),
@@ -315,7 +348,6 @@ def evaluate(a: Namespace) -> None:
     """`perrin evaluate FILE`: the table on the terminal, the numbers as JSON."""
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.metrics import qm9_reference
-    from perrin.modalities.molecule.model import check_count
     from perrin.run.atomic import write_json
     from perrin.run.pool import cpu_count
 
@@ -324,6 +356,8 @@ def evaluate(a: Namespace) -> None:
     if a.like not in (None, "qm9"):
         raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
     if a.workers is not None:
+        from perrin.modalities.molecule.model import check_count
+
         check_count(a.workers, "--workers")
     if a.json and Path(a.json).is_dir():  # said before the work, which may take long
         raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
@@ -373,9 +407,11 @@ def view(a: Namespace) -> None:
     """`perrin view FILE`: one HTML page beside it."""
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.metrics import evaluate as judge
+    from perrin.modalities.molecule.textfile import is_packed
 
     molecules = read_molecules(a.file)
-    target = Path(a.out) if a.out else Path(a.file).with_suffix(".html")
+    bare = Path(a.file).with_suffix("") if is_packed(a.file) else Path(a.file)
+    target = Path(a.out) if a.out else bare.with_suffix(".html")
     metrics = judge(molecules, _protocol(molecules, None), label=Path(a.file).name)
     _page(target, molecules, Path(a.file).name, metrics, _provenance(a.file), reference=a.reference)
     print(f"{len(molecules)} molecules in {target}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,22 @@ class Bucket:
         """The batch of the molecules numbered `index`, with integer fields as int64."""
         state = {k: v[index] for k, v in self.state.items()}
         return {k: v if k == POSITIONS else v.long() for k, v in state.items()}, self.mask[index]
+
+
+def pack_buckets(buckets: Sequence[Bucket]) -> dict[str, Tensor]:
+    """Buckets as tensors with names, for a file."""
+    out = {f"{i}.{k}": v for i, b in enumerate(buckets) for k, v in {**b.state, "mask": b.mask}.items()}
+    return out | {f"{i}.values": b.values for i, b in enumerate(buckets) if b.values is not None}
+
+
+def unpack_buckets(tensors: Mapping[str, Tensor], count: int) -> list[Bucket]:
+    """The buckets of `pack_buckets`."""
+    out = []
+    for i in range(count):
+        own = {k.partition(".")[2]: v for k, v in tensors.items() if k.startswith(f"{i}.")}
+        mask, values = own.pop("mask"), own.pop("values", None)
+        out.append(Bucket(own, mask, values))
+    return out
 
 
 def buckets_from_ragged(

@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,15 @@ class Vocabulary:
     charge_counts: tuple[float, ...]
     bond_counts: tuple[float, ...]
     size_counts: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Vocabulary:
+        """From JSON, which has lists. Raises `TypeError` or `KeyError` when a name is unknown or missing."""
+        v = dict(data)
+        for key in ("elements", "charges", "type_counts", "charge_counts", "bond_counts"):
+            v[key] = tuple(v[key])
+        v["size_counts"] = tuple((int(n), int(c)) for n, c in v["size_counts"])
+        return cls(**v)
 
     @property
     def max_atoms(self) -> int:

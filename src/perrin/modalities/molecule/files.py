@@ -19,12 +19,13 @@ import numpy as np
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.structure import Molecule
-from perrin.modalities.molecule.textfile import read_text
-from perrin.run.atomic import write_text
+from perrin.modalities.molecule.textfile import is_packed, kind, read_text
+from perrin.run.atomic import atomic_path, write_text
+from perrin.run.blocks import BlockWriter
 
-READABLE = ".sdf, .xyz, .extxyz, .smi, .smiles, .csv"
+READABLE = ".sdf, .sdf.gz, .xyz, .extxyz, .smi, .smiles, .csv"
 WRITABLE_SUFFIXES = (".sdf", ".xyz", ".extxyz", ".smi", ".smiles")
-WRITABLE = ", ".join(WRITABLE_SUFFIXES)
+WRITABLE = ".sdf, .sdf.gz, .xyz, .extxyz, .smi, .smiles"
 
 
 def read_molecules(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
@@ -37,7 +38,7 @@ def read_molecules(path: str | Path, elements: Collection[int] | None = None) ->
     Raises:
         PerrinError: the file is missing, empty, of another kind, or a record in it is wrong (which one is said).
     """
-    suffix = Path(path).suffix.lower()
+    suffix = kind(path)
     if suffix == ".sdf":
         return read_sdf(path, elements)
     if suffix in (".xyz", ".extxyz"):
@@ -49,14 +50,14 @@ def read_molecules(path: str | Path, elements: Collection[int] | None = None) ->
 
 def check_suffix(path: str | Path) -> None:
     """Raise a `PerrinError` unless a file of this suffix can be written."""
-    if Path(path).suffix.lower() not in WRITABLE_SUFFIXES:
+    if kind(path) not in WRITABLE_SUFFIXES or (is_packed(path) and kind(path) != ".sdf"):
         raise PerrinError(f"expected an output file with one of the suffixes {WRITABLE}, given {path}")
 
 
 def write_molecules(path: str | Path, molecules: Sequence[Molecule]) -> None:
     """Write a file of the kind that the suffix names: SDF, (extended) XYZ, or SMILES."""
     check_suffix(path)
-    suffix = Path(path).suffix.lower()
+    suffix = kind(path)
     if suffix == ".sdf":
         write_sdf(path, molecules)
     elif suffix in (".xyz", ".extxyz"):
@@ -66,22 +67,36 @@ def write_molecules(path: str | Path, molecules: Sequence[Molecule]) -> None:
 
 
 def write_sdf(path: str | Path, molecules: Iterable[Molecule]) -> None:
-    """Write an SDF (V2000): Kekulé bonds, formal charges, the name as title, the properties as data items."""
+    """Write an SDF (V2000): Kekulé bonds, formal charges, the name as title, the properties as data items.
+
+    A name that ends in `.gz` makes it compressed (`perrin.run.blocks`).
+    """
+    with atomic_path(path) as temporary:
+        if is_packed(path):
+            with BlockWriter(temporary) as packed:
+                for record in sdf_records(molecules):
+                    packed.write(record)
+            return
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(sdf_records(molecules))
+
+
+def sdf_records(molecules: Iterable[Molecule]) -> Iterator[str]:
+    """The text of an SDF, one molecule after another."""
     from rdkit import Chem, rdBase
 
     from perrin.modalities.molecule.chem import to_rdkit
 
-    lines: list[str] = []
-    with rdBase.BlockLogs():
-        for molecule in molecules:
+    for molecule in molecules:
+        with rdBase.BlockLogs():
             mol = to_rdkit(replace(molecule, name=" ".join(molecule.name.split())[:80]))
             mol.UpdatePropertyCache(strict=False)
-            lines.append(Chem.MolToMolBlock(mol, includeStereo=False, kekulize=False))
-            for key, value in molecule.properties.items():
-                text = " ".join(str(value).split()) or " "
-                lines.append(f"> <{' '.join(str(key).split())}>\n{text}\n\n")
-            lines.append("$$$$\n")
-    write_text(path, "".join(lines))
+            lines = [Chem.MolToMolBlock(mol, includeStereo=False, kekulize=False)]
+        for key, value in molecule.properties.items():
+            text = " ".join(str(value).split()) or " "
+            lines.append(f"> <{' '.join(str(key).split())}>\n{text}\n\n")
+        lines.append("$$$$\n")
+        yield "".join(lines)
 
 
 def read_sdf(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
@@ -278,9 +293,9 @@ def _unknown_symbol(block: str) -> str | None:
 
 def _value(text: str) -> Any:
     """The data item as an integer or a number, if it reads as one."""
-    for kind in (int, float) if "_" not in text else ():
+    for number in (int, float) if "_" not in text else ():
         try:
-            return kind(text)
+            return number(text)
         except ValueError:
             continue
     return text

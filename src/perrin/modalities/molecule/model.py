@@ -274,12 +274,15 @@ class MoleculeModel:
         count: int,
         atoms: tuple[int, int] | None = None,
         want: Sequence[tuple[str, float | None, float | None]] = (),
+        *,
+        first: int = 0,
     ) -> Tensor:
-        """Atoms of samples `0 … count − 1`, `[count]`: drawn from the training data, each by its own seed.
+        """Atoms of samples `first … first + count − 1`, `[count]`: drawn from the training data, each by its own seed.
 
         Arguments:
             atoms: the smallest and largest number allowed.
             want: as in `SamplingOptions`; sizes are then those of molecules of the training data that meet it.
+            first: the first sample.
 
         Raises:
             PerrinError: the training data have no molecule in the range.
@@ -298,17 +301,22 @@ class MoleculeModel:
             raise PerrinError(f"expected {min(known)} to {max(known)} atoms{meets}, given {low} to {high}")
         shares = torch.tensor([float(c) for _, c in table], dtype=torch.float64)
         edges = torch.cumsum(shares / shares.sum(), 0)
-        noise = CounterNoise(sample_seeds(seed, range(count)), dtype=torch.float64)
+        noise = CounterNoise(sample_seeds(seed, range(first, first + count)), dtype=torch.float64)
         u = noise.uniform(Dense(count), (1,), field="size", step=0)[:, 0]
         row = torch.bucketize(u, edges, right=True).clamp(max=len(table) - 1)
         return torch.tensor([n for n, _ in table])[row]
 
-    def units(self, sizes: Tensor, *, batch: int, done: Sequence[int] = ()) -> list[Unit]:
-        """Samples not yet done, in batches of one size, large ones first so that workers finish together."""
+    def units(self, sizes: Tensor, *, batch: int, done: Sequence[int] = (), first: int = 0) -> list[Unit]:
+        """Samples not yet done, in batches of one size, large ones first so that workers finish together.
+
+        Arguments:
+            sizes: atoms of the samples `first`, `first + 1`, ….
+            batch: samples in a batch, at most.
+            done: numbers of those to leave out, counted from `first`.
+        """
         skip = set(done)
-        return make_units(
-            [(i, atoms) for i, atoms in enumerate(sizes.tolist()) if i not in skip], batch=batch
-        )
+        samples = [(first + i, atoms) for i, atoms in enumerate(sizes.tolist()) if i not in skip]
+        return make_units(samples, batch=batch)
 
     def run_unit(self, unit: Unit, seed: int, options: SamplingOptions) -> list[Molecule]:
         """Sample one unit. Sample i depends on (seed, i) and its number of atoms, on nothing else."""

@@ -113,14 +113,12 @@ class MoleculeConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MoleculeConfig:
         """The inverse of `to_json`. Raises `TypeError` or `KeyError` when a name is unknown or missing."""
-        v = dict(data["vocabulary"])
-        for key in ("elements", "charges", "type_counts", "charge_counts", "bond_counts"):
-            v[key] = tuple(v[key])
-        v["size_counts"] = tuple((int(n), int(c)) for n, c in v["size_counts"])
         rest = {k: x for k, x in data.items() if k not in ("vocabulary", "network", "ranges")}
-        ranges = ranges_from_json(data.get("ranges", ()))
         return cls(
-            vocabulary=Vocabulary(**v), network=NetworkConfig(**data["network"]), ranges=ranges, **rest
+            vocabulary=Vocabulary.from_json(data["vocabulary"]),
+            network=NetworkConfig(**data["network"]),
+            ranges=ranges_from_json(data.get("ranges", ())),
+            **rest,
         )
 
 

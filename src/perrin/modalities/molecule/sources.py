@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +19,51 @@ from perrin.modalities.molecule.dataset import (
     buckets_from_molecules,
     buckets_from_ragged,
     count_vocabulary,
+    pack_buckets,
     supported,
+    unpack_buckets,
 )
 from perrin.modalities.molecule.fields import Vocabulary
+from perrin.modalities.molecule.files import read_molecules
 from perrin.modalities.molecule.structure import Molecule
+from perrin.train.ranks import find_ranks
+from perrin.train.shared import shared_tensors
+
+
+def training_data(
+    a: Namespace, vocabulary: Vocabulary | None, properties: Sequence[str] = ()
+) -> tuple[Vocabulary, list[Bucket], int]:
+    """What `perrin train` trains on: vocabulary (counted unless given), buckets with the values of `properties`, and how
+    many molecules are left out.
+
+    Several ranks read one file in the run's folder, which the first of them prepares (`perrin.train.shared`).
+    """
+
+    def prepare() -> tuple[Vocabulary, list[Bucket], int]:
+        if a.data:
+            molecules = read_molecules(a.data)
+            return from_files(molecules, vocabulary, source=a.data, limit=a.limit, properties=properties)
+        return from_qm9(a.limit, vocabulary, properties)
+
+    ranks = find_ranks(a.devices if a.devices == "auto" or str(a.devices).isdecimal() else 1)
+    if ranks.world == 1:
+        return prepare()
+
+    def make() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        found, buckets, skipped = prepare()
+        facts = {
+            "vocabulary": json.dumps(asdict(found)),
+            "skipped": str(skipped),
+            "buckets": str(len(buckets)),
+        }
+        return pack_buckets(buckets), facts
+
+    source = Path(a.data).read_bytes() if a.data and Path(a.data).is_file() else b"qm9"
+    known = json.dumps([a.limit, asdict(vocabulary) if vocabulary else None, list(properties)])
+    key = hashlib.sha256(known.encode() + source).hexdigest()
+    tensors, facts = shared_tensors(Path(a.out) / "data.safetensors", key, make, rank=ranks.rank)
+    buckets = unpack_buckets(tensors, int(facts["buckets"]))
+    return Vocabulary.from_json(json.loads(facts["vocabulary"])), buckets, int(facts["skipped"])
 
 
 def from_qm9(
