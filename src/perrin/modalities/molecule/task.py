@@ -32,8 +32,8 @@ class LossConfig:
         time_mean, time_std: times are drawn so that `ln(σ/α)` of the positions is normal with these. The default covers the
             times between which types and bonds are decided (0.2 to 0.5) and those at which bond lengths are (below).
         self_condition: fraction of steps in which a network with self-conditioning sees its own estimate.
-        strides: where that estimate is made. `None`: at the same state and time (Chen et al. 2022, arXiv:2208.04202), so
-            that the network sees the molecule twice. Two numbers: further up the path, where a sampler of N even steps in the
+        strides: where that estimate is made. `None`: at the same state and time (Chen et al. 2022, arXiv:2208.04202); the
+            network sees the molecule twice. Two numbers: further up the path, where a sampler of N even steps in the
             distribution of times would have made it, N log-uniform between them. A noisier copy of a state says nothing
             that the state does not, and a network so trained learns to ignore it (docs/molecules/recipe.md).
         t_min: the smallest time trained on.
