@@ -42,7 +42,7 @@ def training_data(a: Namespace, vocabulary: Vocabulary | None) -> tuple[Vocabula
         return from_qm9(a.limit, vocabulary)
 
     ranks = find_ranks(a.devices if a.devices == "auto" or str(a.devices).isdecimal() else 1)
-    if ranks.world == 1:
+    if ranks.world <= 1:
         return prepare()
 
     def make() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
