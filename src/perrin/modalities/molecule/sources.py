@@ -46,7 +46,7 @@ def training_data(
         return from_qm9(a.limit, vocabulary, properties)
 
     ranks = find_ranks(a.devices if a.devices == "auto" or str(a.devices).isdecimal() else 1)
-    if ranks.world == 1:
+    if ranks.world <= 1:
         return prepare()
 
     def make() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
