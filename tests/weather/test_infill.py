@@ -149,6 +149,7 @@ def test_command(sst_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         told = capsys.readouterr().err
         assert word in told
         assert told.strip().count("\n") == 0
+        assert not list(tmp_path.glob("other.nc*"))
     (tmp_path / "obs.csv").write_text("time,lat,value\n1980-07,0,20\n")
     assert main(words) == 2
     assert "longitude" in capsys.readouterr().err
