@@ -43,7 +43,7 @@ def run(kind: str, code: str, folder: Path) -> None:
 
 def usual(folder: Path) -> tuple[xr.DataArray, xr.DataArray]:
     """The truth, and its mean of 1950–1994 for each month."""
-    sst = xr.open_dataset(folder / "truth.nc", use_cftime=True).sst
+    sst = xr.open_dataset(folder / "truth.nc").sst
     return sst, sst.sel(time=slice("1950", "1994")).groupby("time.month").mean()
 
 
@@ -67,7 +67,7 @@ def plume(folder: Path) -> Any:
     past = np.arange(-11, 13)
     dates = [(2007 + (5 + n) // 12, (5 + n) % 12 + 1) for n in past]
     truth = np.array([index(of_month(sst, y, m) - means.values[m - 1], sst) for y, m in dates])
-    fig, ax = plt.subplots(figsize=(6.4, 2.8), dpi=100)
+    fig, ax = plt.subplots(figsize=(6.4, 2.8), dpi=100, layout="constrained")
     ax.plot(lead, members.T, color="tab:blue", lw=0.5, alpha=0.4)
     ax.plot(lead, members.mean(0), color="navy", lw=2, label="mean of 50 members")
     ax.plot(past, truth, color="k", lw=1.5, marker=".", label="what happened")
@@ -149,6 +149,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file")
     parser.add_argument("--folder", help="to work in, kept (default: a temporary one)")
+    parser.add_argument(
+        "--draw", action="store_true", help="only: from what an earlier run left in the folder"
+    )
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(a.folder or temporary)
@@ -156,7 +159,7 @@ def main() -> None:
         link = folder / "sst.nc"
         link.unlink(missing_ok=True)
         os.symlink(Path(a.file).resolve(), link)
-        for kind, code in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+        for kind, code in [] if a.draw else BLOCK.findall(PAGE.read_text(encoding="utf-8")):
             run(kind, code, folder)
         (HERE / "images").mkdir(exist_ok=True)
         for draw in (plume, maps, scores, infill):
