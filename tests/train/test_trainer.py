@@ -448,27 +448,6 @@ def test_the_batch_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> Non
         )
 
 
-def test_the_estimate_given_was_made_further_up_the_path(tmp_path: Path) -> None:
-    """Later by 1/100 to 1/10 of the distribution of times, and a draw given the state itself."""
-    _, task = make(tmp_path, batch=4)
-    seen = 0
-    for step in range(40):
-        key, batch = task.prepare(step, generator=torch.Generator().manual_seed(step), rank=0, world=1)
-        assert isinstance(key, tuple)
-        assert key[1] == ("s" in batch)
-        if not key[1]:
-            continue
-        seen += 1
-        normal = torch.distributions.Normal(task.loss_config.time_mean, task.loss_config.time_std)
-        t, s = (normal.cdf(torch.logit(batch[k])) for k in ("t", "s"))
-        inside = (t > 0.05) & (t < 0.85)
-        assert bool(((s - t)[inside] > 0.0099).all())
-        assert bool(((s - t)[inside] < 0.1001).all())
-        assert bool((batch["s"] >= batch["t"]).all())
-        assert not torch.equal(batch["x_s.positions"], batch["x_t.positions"])
-    assert seen == pytest.approx(20, abs=1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_two_ranks_stopped_and_resumed_on_one_follow_one_rank(tmp_path: Path, number: signal.Signals) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tracemalloc
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -295,6 +296,29 @@ def test_references_and_skill() -> None:
     assert persistence["rmse"]["value"] == pytest.approx(math.sqrt(20), rel=0.02)
     assert persistence["crps"] == persistence["mae"]
     assert found["scores"]["log_spectrum_error"]["value"] == 0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_lead_zero(exact: bool) -> None:
+    """Persistence has no error at lead 0, nor has an exact ensemble: what is 0/0 or x/0 is null, without a warning."""
+    forecast, truth = make(inits=12)
+    period = ("forecast_period", [0, 1], {"units": "days"})
+    forecast = forecast.assign_coords(forecast_period=period)
+    if exact:
+        forecast.t[:, :, 0] = truth.t.values[:12]
+    record = Fields(truth)
+    climatology = Climatology(record, window=400)
+    options = VerifyOptions(against=REFERENCES, thresholds=(0.0,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = leads(verify(Fields(forecast), record, options, climatology))
+    assert [row["lead"] for row in found] == ["0 h", "1 d"]
+    first, second = found
+    assert first["references"]["persistence"]["scores"]["rmse"]["value"] == 0
+    assert first["references"]["persistence"]["skill"]["rmse"] == {"value": None, "error": None}
+    assert second["references"]["persistence"]["skill"]["rmse"]["value"] is not None
+    assert (first["scores"]["ssr"]["value"] is None) == exact
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def test_spectrum_of_truth_and_members() -> None:

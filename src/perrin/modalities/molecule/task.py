@@ -31,11 +31,8 @@ class LossConfig:
             (`EDMHead`), categories by plain cross entropy.
         time_mean, time_std: times are drawn so that `ln(σ/α)` of the positions is normal with these. The default covers the
             times between which types and bonds are decided (0.2 to 0.5) and those at which bond lengths are (below).
-        self_condition: fraction of steps in which a network with self-conditioning sees its own estimate.
-        strides: where that estimate is made. `None`: at the same state and time (Chen et al. 2022, arXiv:2208.04202); the
-            network sees the molecule twice. Two numbers: further up the path, where a sampler of N even steps in the
-            distribution of times would have made it, N log-uniform between them. A noisier copy of a state says nothing
-            that the state does not, and a network so trained learns to ignore it (docs/molecules/recipe.md).
+        self_condition: fraction of steps in which a network with self-conditioning sees its own estimate, made at
+            the same state and time (Chen et al. 2022, arXiv:2208.04202).
         t_min: the smallest time trained on.
         intervals, parts: how wishes and given parts are drawn, for networks that take them.
     """
@@ -47,7 +44,6 @@ class LossConfig:
     time_mean: float = -1.3
     time_std: float = 1.3
     self_condition: float = 0.5
-    strides: tuple[float, float] | None = None
     t_min: float = 1e-3
     intervals: IntervalLaw = field(default_factory=IntervalLaw)
     parts: PartsLaw = field(default_factory=PartsLaw)
@@ -129,12 +125,6 @@ class MoleculeTask:
             batch |= c.parts.draw(
                 x_0, mask, hydrogen=self.hydrogen, most=self.most[number], generator=generator
             )
-        if own and c.strides:
-            low, high = c.strides
-            part = torch.rand(len(index), generator=generator, device=generator.device)
-            batch["s"] = s = self._time(u + (high / low) ** part / high)
-            x_s = self.denoiser.process.diffuse_state(x_t, t, s, noise, layouts, step=1)
-            batch |= {f"x_s.{k}": v for k, v in x_s.items()}
         return (number, own), {k: v[rank::world] for k, v in batch.items()}
 
     def _time(self, u: Tensor) -> Tensor:
@@ -156,8 +146,7 @@ class MoleculeTask:
         previous: State | None = None
         if key[1]:
             with torch.no_grad():
-                above = (state_of(batch, "x_s", layouts), batch["s"]) if "s" in batch else (x_t, t)
-                previous = model(*above, layouts=layouts, **more)
+                previous = model(x_t, t, layouts=layouts, **more)
         estimate = model(x_t, t, layouts=layouts, previous=previous, **more)
         if "known" in condition:
             estimate = corrected(estimate, condition)

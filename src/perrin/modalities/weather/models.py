@@ -18,6 +18,7 @@ from perrin.modalities.weather.commands import parse_years
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.files import check_path
 from perrin.modalities.weather.forecast import Rollout, rollout
+from perrin.modalities.weather.infill import nearest
 from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.run.pool import cpu_count
@@ -159,6 +160,8 @@ def assimilate(a: Namespace) -> None:
             f"expected a model of sea surface temperature, given {a.target}: it is the only one so far"
         )
     months = read_observations(a.observations, a.error)
+    for month in months:  # said before the work, which may take long
+        nearest(model.places, (month.latitude, month.longitude))
     options = Rollout(members=a.members, leads=1, step=0, seed=a.seed, workers=a.workers or cpu_count())
     begin = time.perf_counter()
     words = {

@@ -11,7 +11,9 @@ drawn as isotropic noise on the sphere (`perrin.nets.sphere.isotropic`) with the
 from lead to lead.
 
 Modes fit their own sample best. So s_k and ρ are not those of the training sample: they are found by cross-validation
-over blocks of years, from the projections of years on modes of the others.
+over blocks of years, from the projections of years on modes of the others. And σ's season is drawn towards none, so that
+z is larger where σ is: s_k² and ρ² are means weighted by σ², with which the variance of r over the year is kept, and not
+that of z.
 """
 
 from __future__ import annotations
@@ -120,6 +122,7 @@ def fit_modes(
         folds: of the cross-validation.
     """
     scale = seasonal_scale(r, months)
+    share = scale**2 / (scale[months] ** 2).mean(0)  # of the year's variance, `[12, leads, points]`
     root = np.sqrt(weight)
     z = ((r / scale[months]) * root).reshape(len(r), -1)
 
@@ -138,8 +141,9 @@ def fit_modes(
         phi, _ = modes_of(z[known])
         a = z[block] @ phi.T
         left = (z[block] - a @ phi).reshape(len(block), leads, points) / root
-        squares += (a**2).sum(0)
-        rest += (left**2).sum(0)
+        q = share[months[block]]
+        squares += (a**2 * (q.reshape(len(block), -1) @ (phi**2).T)).sum(0)
+        rest += (q * left**2).sum(0)
         n = left / np.sqrt((left**2).mean(0))
         pairs += [(n[:, 1:] * n[:, :-1]).sum(), (n[:, 1:] ** 2).sum()]
         grid = np.zeros((len(block[::6]), leads, *sea.shape))
