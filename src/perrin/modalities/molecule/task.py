@@ -110,8 +110,14 @@ class MoleculeTask:
         number, index = self.plan(step)
         x_0, mask = self.buckets[number].take(index.to(generator.device, non_blocking=True))
         noise, layouts = GeneratorNoise(generator), layouts_for(mask)
-        u = stratified(torch.rand(len(index), generator=generator, device=generator.device))
-        t = self._time(u)
+        t = sample_times_edm(
+            stratified(torch.rand(len(index), generator=generator, device=generator.device)),
+            self.denoiser.process.fields[POSITIONS].schedule,
+            mean=c.time_mean,
+            std=c.time_std,
+            low=c.t_min,
+            high=0.999,
+        )
         x_t = self.denoiser.process.corrupt_state(x_0, t, noise, layouts)
         chance = c.self_condition if self.self_conditioned else 0.0
         own = (step * _GOLDEN) % 1.0 < chance  # evenly spread, the same on every rank
@@ -126,11 +132,6 @@ class MoleculeTask:
                 x_0, mask, hydrogen=self.hydrogen, most=self.most[number], generator=generator
             )
         return (number, own), {k: v[rank::world] for k, v in batch.items()}
-
-    def _time(self, u: Tensor) -> Tensor:
-        """Times at quantiles `u` of their distribution."""
-        c, schedule = self.loss_config, self.denoiser.process.fields[POSITIONS].schedule
-        return sample_times_edm(u, schedule, mean=c.time_mean, std=c.time_std, low=c.t_min, high=0.999)
 
     def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `perrin.train.Task`."""
