@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from perrin.bundle import Bundle
 from perrin.core import (
     SOLVERS,
     DenoisingLoss,
@@ -27,8 +29,13 @@ from perrin.core import (
 )
 from perrin.core.grids import logit_normal
 from perrin.core.losses import sample_times_edm, stratified
+from perrin.core.replay import Mode
 from perrin.errors import PerrinError
+from perrin.run.pool import one_thread
 from perrin.train import BatchPlan
+
+N = TypeVar("N", bound=nn.Module)
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,3 +230,67 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
 def full_precision(x: Tensor) -> Any:
     """Within the block matrix products are of float32, whatever autocast says: coordinates need their digits."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+class ParticleModel(Generic[N, C]):
+    """What all models of this modality share.
+
+    Arguments:
+        network: a denoiser, or both of a model of two stages, in evaluation mode, on its device.
+        config: the model's.
+        sampling: defaults.
+        name, sha256: of the bundle.
+        precision: `32-true` or `bf16-mixed`.
+        mode: see `perrin.core.replay`.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        network: N,
+        config: C,
+        sampling: SamplingOptions,
+        *,
+        name: str = "",
+        sha256: str = "",
+        precision: str = "32-true",
+        mode: Mode = "eager",
+    ) -> None:
+        self.network, self.config, self.sampling = network, config, sampling
+        self.name, self.sha256, self.precision, self.mode = name, sha256, precision, mode
+
+    @staticmethod
+    def parts(data: Mapping[str, Any]) -> tuple[N, C]:
+        """The network and the configuration that a bundle's `model` describes."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> Self:
+        """Build the networks of a bundle and load its weights.
+
+        Raises:
+            PerrinError: the configuration is not one of such a model, or the weights do not fit it.
+        """
+        try:
+            network, config = cls.parts(bundle.config["model"])
+            sampling = SamplingOptions(**bundle.config.get("sampling", {}))
+        except (TypeError, KeyError, ValueError, RuntimeError) as error:
+            raise PerrinError(
+                f"expected a configuration of {cls.kind} in {bundle.path}, given another: {error}"
+            ) from error
+        load_weights(network, bundle.weights(), source=str(bundle.path))
+        network.eval().requires_grad_(False)
+        return cls(network.to(device), config, sampling, name=bundle.path.name, sha256=bundle.sha256)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def _settings(self) -> Any:
+        """One thread on a CPU, the precision elsewhere: what to sample inside of."""
+        if self.device.type == "cpu":
+            return one_thread()
+        half = self.precision == "bf16-mixed"
+        return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()

@@ -59,7 +59,7 @@ def posterior(
     )
     y = a(((truth - before) / c.change).unsqueeze(1) + 0.0) + std * a_seen(a, error)
     measurement = Measurement(operator=a, y=y.to(model.device), std=std)
-    schedule = model.denoiser.process.fields[CHANGE].schedule
+    schedule = model.network.process.fields[CHANGE].schedule
 
     def guided(denoiser: NetworkDenoiser) -> Denoiser:
         return MMPS(denoiser=denoiser, schedule=schedule, measurement=measurement, field=CHANGE, iterations=1)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perrin.bundle import Bundle
 from perrin.core import (
     Clean,
     Composite,
@@ -35,16 +34,15 @@ from perrin.core import (
     sample_seeds,
 )
 from perrin.core.losses import sample_times_edm, stratified
-from perrin.core.replay import Mode
 from perrin.errors import PerrinError
 from perrin.modalities.particle.flow.files import Trajectories
 from perrin.modalities.particle.flow.solver import project
 from perrin.modalities.particle.staged import (
     LossConfig,
+    ParticleModel,
     SamplingOptions,
     fingerprint,
     full_precision,
-    load_weights,
 )
 from perrin.nets import TimeEmbedding
 from perrin.nets.periodic import PeriodicUNet, downsampled
@@ -221,48 +219,16 @@ class FlowTask:
         return self.criterion(self.denoiser, clean, estimate, batch["t"], layouts)
 
 
-class FlowModel:
-    """A flow model; arguments as of `JetModel`."""
+class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
+    """A flow model; arguments as of `ParticleModel`."""
 
     kind = "flow"
 
-    def __init__(
-        self,
-        denoiser: NetworkDenoiser,
-        config: FlowConfig,
-        sampling: SamplingOptions,
-        *,
-        name: str = "",
-        sha256: str = "",
-        precision: str = "32-true",
-        mode: Mode = "eager",
-    ) -> None:
-        self.denoiser, self.config, self.sampling = denoiser, config, sampling
-        self.name, self.sha256, self.precision, self.mode = name, sha256, precision, mode
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> FlowModel:
-        """Build the network of a bundle and load its weights.
-
-        Raises:
-            PerrinError: the configuration is not a flow model's, or the weights do not fit it.
-        """
-        try:
-            config = FlowConfig.from_json(bundle.config["model"])
-            sampling = SamplingOptions(**bundle.config.get("sampling", {}))
-            denoiser = build(config)
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
-            raise PerrinError(
-                f"expected a flow model's configuration in {bundle.path}, given another: {error}"
-            ) from error
-        load_weights(denoiser, bundle.weights(), source=str(bundle.path))
-        denoiser.eval().requires_grad_(False)
-        return cls(denoiser.to(device), config, sampling, name=bundle.path.name, sha256=bundle.sha256)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.denoiser.parameters()).device
+    @staticmethod
+    def parts(data: Mapping[str, Any]) -> tuple[NetworkDenoiser, FlowConfig]:
+        """See `ParticleModel`."""
+        config = FlowConfig.from_json(data)
+        return build(config), config
 
     def check(self, vorticity: np.ndarray, interval: float | None = None) -> None:
         """Raise a `PerrinError` unless these are fields of the model's grid (and interval, where one is known)."""
@@ -294,11 +260,11 @@ class FlowModel:
         """
         options, c = options or self.sampling, self.config
         state: State = {NOW: (now.to(self.device).float() / c.scale).unsqueeze(1)}
-        plan = options.plan(self.denoiser, options.steps)
-        denoiser: Denoiser = guided(self.denoiser) if guided else self.denoiser
+        plan = options.plan(self.network, options.steps)
+        denoiser: Denoiser = guided(self.network) if guided else self.network
         x = sample(
             denoiser,
-            self.denoiser.process,
+            self.network.process,
             plan,
             layouts_for(state[NOW]),
             CounterNoise(seeds.to(self.device)),

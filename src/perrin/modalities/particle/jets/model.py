@@ -8,7 +8,6 @@ jet's numbers again until they are inside, so that what is drawn is the model's 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perrin.bundle import Bundle
 from perrin.core import CounterNoise, State, sample, sample_seeds
 from perrin.core.replay import Mode
 from perrin.errors import PerrinError
@@ -33,8 +31,7 @@ from perrin.modalities.particle.jets.network import (
 )
 from perrin.modalities.particle.jets.observables import momentum, relative_mass
 from perrin.modalities.particle.quantiles import from_normal, knots, to_normal
-from perrin.modalities.particle.staged import LossConfig, SamplingOptions, Staged, StagedTask, load_weights
-from perrin.run.pool import one_thread
+from perrin.modalities.particle.staged import LossConfig, ParticleModel, SamplingOptions, Staged, StagedTask
 
 _TRIES = 200
 _STRIDE = 1 << 40
@@ -147,57 +144,16 @@ def make_task(
     )
 
 
-class JetModel:
-    """A jet model.
-
-    Arguments:
-        staged: both stages, in evaluation mode, on their device.
-        config: the model's.
-        sampling: defaults.
-        name, sha256: of the bundle.
-        precision: `32-true` or `bf16-mixed`.
-        mode: see `perrin.core.replay`.
-    """
+class JetModel(ParticleModel[Staged, JetConfig]):
+    """A jet model; arguments as of `ParticleModel`."""
 
     kind = "jets"
 
-    def __init__(
-        self,
-        staged: Staged,
-        config: JetConfig,
-        sampling: SamplingOptions,
-        *,
-        name: str = "",
-        sha256: str = "",
-        precision: str = "32-true",
-        mode: Mode = "eager",
-    ) -> None:
-        self.staged, self.config, self.sampling = staged, config, sampling
-        self.name, self.sha256, self.precision, self.mode = name, sha256, precision, mode
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> JetModel:
-        """Build the networks of a bundle and load its weights.
-
-        Raises:
-            PerrinError: the configuration is not a jet model's, or the weights do not fit it.
-        """
-        try:
-            config = JetConfig.from_json(bundle.config["model"])
-            sampling = SamplingOptions(**bundle.config.get("sampling", {}))
-            staged = build(config)
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
-            raise PerrinError(
-                f"expected a jet model's configuration in {bundle.path}, given another: {error}"
-            ) from error
-        load_weights(staged, bundle.weights(), source=str(bundle.path))
-        staged.eval().requires_grad_(False)
-        return cls(staged.to(device), config, sampling, name=bundle.path.name, sha256=bundle.sha256)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.staged.parameters()).device
+    @staticmethod
+    def parts(data: Mapping[str, Any]) -> tuple[Staged, JetConfig]:
+        """See `ParticleModel`."""
+        config = JetConfig.from_json(data)
+        return build(config), config
 
     def check(self, wish: Wish) -> int:
         """The number of the class.
@@ -241,10 +197,10 @@ class JetModel:
             mask = torch.arange(WIDTH, device=self.device) < count.clamp(max=WIDTH).unsqueeze(1)
             start: State = {JET: z, KIND: kind, MASK: mask}
             layouts = layouts_for({}, start)[1]
-            plan = options.plan(self.staged.second, options.steps)
+            plan = options.plan(self.network.second, options.steps)
             state = sample(
-                self.staged.second,
-                self.staged.second.process,
+                self.network.second,
+                self.network.second.process,
                 plan,
                 layouts,
                 CounterNoise(seeds),
@@ -256,14 +212,14 @@ class JetModel:
     def _first(
         self, seeds: Tensor, kind: Tensor, table: Tensor, wish: Wish, options: SamplingOptions
     ) -> Tensor:
-        plan = options.plan(self.staged.first, options.first_steps)
+        plan = options.plan(self.network.first, options.first_steps)
         out, left = torch.zeros(len(seeds), table.shape[0], device=seeds.device), torch.arange(len(seeds))
         for attempt in range(_TRIES):
             rows = left.to(seeds.device)
             mask = torch.ones(len(rows), WIDTH, dtype=torch.bool, device=seeds.device)
             layouts = layouts_for({}, {MASK: mask})[0]
             noise = CounterNoise(seeds[rows] + attempt * _STRIDE)
-            first = self.staged.first
+            first = self.network.first
             mode: Mode = "eager" if attempt else self.mode  # later draws are fewer, each time another shape
             start: State = {KIND: kind[rows]}
             z = sample(first, first.process, plan, layouts, noise, start=start, mode=mode)[JET]
@@ -289,12 +245,6 @@ class JetModel:
         rows = rows.gather(1, order.unsqueeze(-1).expand_as(rows))
         jet = torch.stack([values[:, 0].exp(), values[:, 1], values[:, 2].exp(), count], -1)
         return Jets(rows.float().cpu().numpy(), jet.float().cpu().numpy())
-
-    def _settings(self) -> Any:
-        if self.device.type == "cpu":
-            return one_thread()
-        half = self.precision == "bf16-mixed"
-        return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
 
     def sample(self, n: int, *, seed: int = 0, kind: str = "gluon", batch: int = 256, **options: Any) -> Jets:
         """Generate jets in this process.

@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from perrin.bundle import Bundle
 from perrin.core import CounterNoise, Dense, State, sample, sample_seeds
-from perrin.core.replay import Mode
 from perrin.errors import PerrinError
 from perrin.modalities.particle.showers.files import Showers
 from perrin.modalities.particle.showers.geometry import ANGLES, CUT, LAYERS, RADII, VOXELS
@@ -37,8 +34,7 @@ from perrin.modalities.particle.showers.network import (
     build,
     layouts_for,
 )
-from perrin.modalities.particle.staged import LossConfig, SamplingOptions, Staged, StagedTask, load_weights
-from perrin.run.pool import one_thread
+from perrin.modalities.particle.staged import LossConfig, ParticleModel, SamplingOptions, Staged, StagedTask
 
 GAP = 1.5
 """How far below the cut an empty voxel or layer is put, in logarithms."""
@@ -186,48 +182,16 @@ def training_data(showers: Showers) -> dict[str, Tensor]:
     return {"incident": torch.from_numpy(showers.incident), "voxels": torch.from_numpy(showers.voxels)}
 
 
-class ShowerModel:
-    """A shower model; arguments as of `JetModel`."""
+class ShowerModel(ParticleModel[Staged, ShowerConfig]):
+    """A shower model; arguments as of `ParticleModel`."""
 
     kind = "showers"
 
-    def __init__(
-        self,
-        staged: Staged,
-        config: ShowerConfig,
-        sampling: SamplingOptions,
-        *,
-        name: str = "",
-        sha256: str = "",
-        precision: str = "32-true",
-        mode: Mode = "eager",
-    ) -> None:
-        self.staged, self.config, self.sampling = staged, config, sampling
-        self.name, self.sha256, self.precision, self.mode = name, sha256, precision, mode
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> ShowerModel:
-        """Build the networks of a bundle and load its weights.
-
-        Raises:
-            PerrinError: the configuration is not a shower model's, or the weights do not fit it.
-        """
-        try:
-            config = ShowerConfig.from_json(bundle.config["model"])
-            sampling = SamplingOptions(**bundle.config.get("sampling", {}))
-            staged = build(config)
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
-            raise PerrinError(
-                f"expected a shower model's configuration in {bundle.path}, given another: {error}"
-            ) from error
-        load_weights(staged, bundle.weights(), source=str(bundle.path))
-        staged.eval().requires_grad_(False)
-        return cls(staged.to(device), config, sampling, name=bundle.path.name, sha256=bundle.sha256)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.staged.parameters()).device
+    @staticmethod
+    def parts(data: Mapping[str, Any]) -> tuple[Staged, ShowerConfig]:
+        """See `ParticleModel`."""
+        config = ShowerConfig.from_json(data)
+        return build(config), config
 
     def incident(
         self, indices: Sequence[int], seed: int, energy: tuple[float, float] | None = None
@@ -268,7 +232,7 @@ class ShowerModel:
         seeds = sample_seeds(seed, torch.tensor(list(indices))).to(self.device)
         scales = Scales(self.config, self.device)
         told = scales.energy(incident)
-        first, second = self.staged.first, self.staged.second
+        first, second = self.network.first, self.network.second
         layouts = layouts_for({ENERGY: told}, {})
         noise = CounterNoise(seeds)
         with self._settings():
@@ -281,12 +245,6 @@ class ShowerModel:
             y = sample(second, second.process, plan, layouts[1], noise, start=start, mode=self.mode)[VOXEL]
         voxels = scales.decode_voxels(y, layers).flatten(1)
         return Showers(incident.float().cpu().numpy(), voxels.float().cpu().numpy())
-
-    def _settings(self) -> Any:
-        if self.device.type == "cpu":
-            return one_thread()
-        half = self.precision == "bf16-mixed"
-        return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
 
     def sample(
         self,
