@@ -60,7 +60,7 @@ def children() -> set[int]:
     return out
 
 
-def gone(before: set[int], seconds: float = 10.0) -> bool:
+def gone(before: set[int], seconds: float = 60.0) -> bool:
     """Whether no new child is left, apart from multiprocessing's own resource tracker."""
     from multiprocessing import resource_tracker
 
