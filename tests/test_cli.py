@@ -129,6 +129,8 @@ def given(here: Path) -> Path:
     (here / "plain").write_text("a file\n")
     (here / "plain.json").write_text("{}")
     (here / "loop.json").write_text(json.dumps({"argv": ["rerun", "loop.json"]}))
+    changed = {"path": "plain.json", "sha256": "0" * 64}
+    (here / "changed.json").write_text(json.dumps({"argv": ["list"], "source": changed}))
     source = find_bundle("molecule/qm9")
     for name, spoil in (
         ("hash", broken_hash),
@@ -234,6 +236,7 @@ WRONG = {
     "rerun missing.json": "missing.json",
     "rerun plain.json": "plain.json",
     "rerun loop.json": "loop.json",
+    "rerun changed.json": "expected plain.json as it was",
     "list everything": "everything",
 }
 

@@ -195,7 +195,7 @@ def _overview() -> str:
     lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
     return "\n".join(
         [
-            f"Perrin {__version__}: diffusion models for molecules, and for what plugs in.",
+            f"Perrin {__version__}: diffusion models for molecules, weather, particles, and for what plugs in.",
             "",
             "usage: perrin COMMAND …",
             "",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from perrin.errors import PerrinError
 from perrin.modalities import modalities
@@ -35,5 +38,20 @@ def rerun(a: Namespace) -> int:
         raise PerrinError(f"expected a run.json that Perrin wrote, given another file, {a.file}") from error
     if argv[:1] == ["rerun"]:
         raise PerrinError(f"expected a run.json with a command to run, given {a.file}, which names itself")
-    print("perrin " + shlex.join(argv), flush=True)
+    command = "perrin " + shlex.join(argv)
+    source = content.get("source")
+    if isinstance(source, dict) and "sha256" in source and not _is_same(source):
+        raise PerrinError(
+            f"expected {source.get('path')} as it was when {a.file} was written (SHA-256 {source['sha256'][:12]}…), given "
+            f"another or none: put it back, or start anew with {command}"
+        )
+    print(command, flush=True)
     return main(argv)
+
+
+def _is_same(source: Mapping[str, Any]) -> bool:
+    """Whether the file `path` still has the hash `sha256`."""
+    try:
+        return hashlib.sha256(Path(str(source["path"])).read_bytes()).hexdigest() == source["sha256"]
+    except (OSError, KeyError):
+        return False

@@ -142,8 +142,11 @@ def submit(path: Path, indices: str | None = None) -> str:
     found = subprocess.run(words, capture_output=True, text=True, env=clean)
     if found.returncode:
         reason = found.stderr.strip().replace("\n", "; ").removeprefix("sbatch: error: ")
-        hint = ", or use fewer shards: sites limit an array" if "array" in reason.lower() else ""
-        raise PerrinError(f"expected sbatch to take {path}, met: {reason}; correct --slurm{hint}")
+        hint = "correct --slurm, or use fewer shards: sites limit an array"
+        if "array" not in reason.lower():
+            folder = path.parent
+            hint = f"correct --slurm in a new folder, or without Slurm: perrin run resume {folder} --engine local"
+        raise PerrinError(f"expected sbatch to take {path}, met: {reason}: {hint}")
     return found.stdout.strip().partition(";")[0]
 
 

@@ -23,9 +23,9 @@ KCAL = 627.5094740631
 
 def conformers(a: Namespace) -> None:
     """Draw until every molecule has N conformers that nothing is wrong with, at most `--tries` times each."""
-    from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.conformers import ConformerSampler, read_queries
     from perrin.modalities.molecule.edit import ATTEMPT, EVALUATIONS
+    from perrin.modalities.molecule.model import load_model
     from perrin.run.partial import PartialStore
     from perrin.run.progress import progress
 
@@ -42,7 +42,7 @@ def conformers(a: Namespace) -> None:
 
         require("tblite", "GFN2-xTB")
     queries = read_queries(a.file)
-    model = load(str(find_bundle(a.model or DEFAULT_MODEL)), device=choose_device(a.device))
+    model = load_model(a.model or DEFAULT_MODEL, device=choose_device(a.device))
     options = model.options(steps=a.steps, solver=a.solver)
     if not model.config.network.parts:
         print(

@@ -192,10 +192,10 @@ def similarity(one: Molecule, other: Molecule) -> float | None:
 
 def _begin(a: Namespace) -> tuple[Path, MoleculeModel, SamplingOptions, list[Molecule]]:
     """What both verbs need: output, model, options, and the molecules with their hydrogens."""
-    from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.fields import unsupported
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.kept import with_hydrogens
+    from perrin.modalities.molecule.model import load_model
 
     _positive(a.n, "-n")
     for name in ("batch", "workers"):
@@ -213,7 +213,7 @@ def _begin(a: Namespace) -> tuple[Path, MoleculeModel, SamplingOptions, list[Mol
             raise PerrinError(f"{error} (molecule {number} of {a.file})") from error
         molecules.append(full)
         missing += count
-    model: MoleculeModel = load(str(find_bundle(a.model or DEFAULT_MODEL)), device=choose_device(a.device))
+    model = load_model(a.model or DEFAULT_MODEL, device=choose_device(a.device))
     vocabulary = model.config.vocabulary
     for number, molecule in enumerate(molecules, 1):
         where = f"molecule {number} of {a.file}"

@@ -423,6 +423,20 @@ def check_count(value: int, name: str) -> int:
     return value
 
 
+def load_model(reference: str, *, device: str) -> MoleculeModel:
+    """A bundle of molecules by name or path.
+
+    Raises:
+        PerrinError: there is no such bundle, or it is another modality's.
+    """
+    from perrin.modalities import find_bundle, load
+
+    model = load(str(find_bundle(reference)), device=device)
+    if not isinstance(model, MoleculeModel):
+        raise PerrinError(f"expected a bundle of molecules, such as molecule/qm9, given {reference}")
+    return model
+
+
 def load_weights(denoiser: NetworkDenoiser, weights: Mapping[str, Tensor], *, source: str) -> None:
     """Copy weights in, or say in one line why they do not fit."""
     own = dict(denoiser.named_parameters())
