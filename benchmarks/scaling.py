@@ -30,7 +30,8 @@ from typing import Any
 
 from perrin.run.atomic import write_json
 from perrin.run.pool import cpu_count
-from perrin.run.shards import RunFolder, file_digest
+from perrin.run.record import file_digest
+from perrin.run.shards import RunFolder
 
 PERRIN = [sys.executable, "-m", "perrin"]
 

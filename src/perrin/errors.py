@@ -5,3 +5,17 @@ from __future__ import annotations
 
 class PerrinError(Exception):
     """An error the user can mend. The command line prints its text as one line and exits with code 2."""
+
+
+def check_count(value: int, name: str) -> int:
+    """The value, or a `PerrinError` unless it is at least 1."""
+    if value < 1:
+        raise PerrinError(f"expected {name} of at least 1, given {value}")
+    return value
+
+
+def check_counts(**values: int | None) -> None:
+    """Raise a `PerrinError` for a given command-line option below 1; `log_every=…` is called `--log-every`."""
+    for name, value in values.items():
+        if value is not None:
+            check_count(value, "-n" if name == "n" else "--" + name.replace("_", "-"))

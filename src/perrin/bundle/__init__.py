@@ -22,7 +22,7 @@ from perrin.errors import PerrinError
 from perrin.run.atomic import write_json, write_tensors, write_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 FORMAT = "perrin-bundle-1"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.md"
@@ -164,3 +164,23 @@ def write_bundle(
         {"format": FORMAT, "modality": modality, "weights_sha256": sha, "model": dict(model), **more},
     )
     return folder
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy weights into a module's parameters, or say in one line why they do not fit.
+
+    Raises:
+        PerrinError: a name or a shape differs; nothing has been copied then.
+    """
+    import torch
+
+    own = dict(module.named_parameters())
+    wrong = sorted(set(own) ^ set(weights)) or [k for k in own if own[k].shape != weights[k].shape]
+    if wrong:
+        raise PerrinError(
+            f"expected the weights in {source} to fit its config.json, but {len(wrong)} differ ({wrong[0]}): "
+            "the bundle is damaged or mixed from two, get it again"
+        )
+    with torch.no_grad():
+        for k, p in own.items():
+            p.copy_(weights[k])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, check_counts
 
 if TYPE_CHECKING:
     from perrin.run.shards import RunFolder, ShardedJob
@@ -73,9 +73,7 @@ def submit(arguments: Sequence[str], parser: ArgumentParser) -> int:
         raise PerrinError(
             f"expected a command to submit, given {given}: perrin submit sample molecule/qm9 -n 1000 --shards 8 -o run/"
         )
-    for name in ("shards", "processes", "throttle"):
-        if getattr(a, name) is not None and getattr(a, name) < 1:
-            raise PerrinError(f"expected --{name} of at least 1, given {getattr(a, name)}")
+    check_counts(shards=a.shards, processes=a.processes, throttle=a.throttle)
     if not (a.run or a.out):
         raise PerrinError("expected -o with the run's folder, given none: add -o run/")
     out = Path(a.run or a.out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from argparse import Namespace
@@ -51,7 +50,9 @@ def rerun(a: Namespace) -> int:
 
 def _is_same(source: Mapping[str, Any]) -> bool:
     """Whether the file `path` still has the hash `sha256`."""
+    from perrin.run.record import file_digest
+
     try:
-        return hashlib.sha256(Path(str(source["path"])).read_bytes()).hexdigest() == source["sha256"]
+        return file_digest(str(source["path"])) == source["sha256"]
     except (OSError, KeyError):
         return False

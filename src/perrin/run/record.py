@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,11 +28,18 @@ def versions() -> dict[str, str]:
     return out
 
 
-def record(verb: str, arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The content of `run.json`: verb, arguments, seeds and whatever else is given, versions, command line."""
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record(verb: str, a: Namespace, **more: Any) -> dict[str, Any]:
+    """The content of `run.json`: verb, parsed arguments, `a.argv`, whatever else is given, versions, command line."""
     return {
         "verb": verb,
-        "arguments": dict(arguments),
+        "arguments": {k: v for k, v in vars(a).items() if k != "argv"},
+        "argv": a.argv,
         **more,
         "versions": versions(),
         "machine": {"platform": platform.platform(), "processor": platform.machine()},

@@ -40,7 +40,7 @@ from typing import Any
 from perrin.errors import PerrinError
 from perrin.run.atomic import atomic_path, create_text, sweep, write_json
 from perrin.run.lock import Lock, Taken, holder
-from perrin.run.record import versions
+from perrin.run.record import file_digest, versions
 
 FORMAT = "perrin-job-1"
 
@@ -145,12 +145,6 @@ class FileShards(ShardedJob):
     def digest(self, shard: Shard, folder: Path) -> str:
         """See `ShardedJob`."""
         return file_digest(self.path(shard, folder))
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class RunFolder:

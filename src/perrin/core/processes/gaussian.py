@@ -120,7 +120,11 @@ class Gaussian(Process):
 
     def draw(self, noise: Noise, layout: Layout, *, name: str, step: int) -> Tensor:
         """Standard normal noise in the subspace."""
-        return self.project(noise.normal(layout, self.features, field=name, step=step), layout)
+        return self.project(self._noise(noise, layout, name=name, step=step), layout)
+
+    def _noise(self, noise: Noise, layout: Layout, *, name: str, step: int) -> Tensor:
+        """Noise before its projection; what a process with other noise replaces."""
+        return noise.normal(layout, self.features, field=name, step=step)
 
     def corrupt(self, x_0: Tensor, t: Tensor, noise: Noise, layout: Layout, *, name: str) -> Tensor:
         z = self.draw(noise, layout, name=name, step=PRIOR_STEP).to(x_0.dtype)
@@ -155,7 +159,7 @@ class Gaussian(Process):
     ) -> Tensor:
         assert isinstance(row, Affine)
         # the projection of the sum is the sum of the projections: the noise needs none of its own
-        xi = noise.normal(layout, self.features, field=name, step=step) if row.c else None
+        xi = self._noise(noise, layout, name=name, step=step) if row.c else None
         return self.project(affine(x, row, estimates, xi), layout)
 
     def takes_order(self, order: int) -> bool:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, check_counts
 from perrin.modalities.molecule.structure import Molecule
+from perrin.run.device import choose_device
 
 if TYPE_CHECKING:
     from perrin.core import Plan
@@ -29,13 +30,12 @@ def sample(a: Namespace) -> None:
     """`perrin sample molecule/… -n N -o FILE`: resumable, in as many processes as the machine has cores."""
     from perrin.core.plan import plan_table
     from perrin.modalities.molecule.files import check_suffix, write_molecules
-    from perrin.modalities.molecule.model import check_count
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
     from perrin.run.record import record, write_record
 
-    check_count(a.n, "-n")
+    check_counts(n=a.n)
     output = Path(a.out)
     check_suffix(output)
     if a.view and Path(a.view).is_dir():
@@ -89,8 +89,7 @@ def sample(a: Namespace) -> None:
     write_molecules(output, kept)
     content = record(
         "sample",
-        {k: v for k, v in vars(a).items() if k != "argv"},
-        argv=a.argv,
+        a,
         bundle={"path": a.target, "sha256": model.sha256},
         sampling=options.to_json(),
         result={
@@ -166,12 +165,9 @@ def prepare_sampling(a: Namespace) -> Sampling:
         PerrinError: an argument is wrong, or there is no such bundle.
     """
     from perrin.modalities import find_bundle, load
-    from perrin.modalities.molecule.model import check_count, wanted
+    from perrin.modalities.molecule.model import wanted
 
-    check_count(a.n, "-n")
-    for name in ("batch", "workers"):
-        if getattr(a, name) is not None:
-            check_count(getattr(a, name), f"--{name}")
+    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     atoms = _atoms(a.atoms)
     device = choose_device(a.device)
     model = load(str(find_bundle(a.target)), device=device)
@@ -221,7 +217,7 @@ def train(a: Namespace) -> None:
     from perrin.modalities import find_bundle
     from perrin.modalities.molecule.conditions import with_inputs
     from perrin.modalities.molecule.dataset import size_counts
-    from perrin.modalities.molecule.model import SamplingOptions, check_count
+    from perrin.modalities.molecule.model import SamplingOptions
     from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
     from perrin.modalities.molecule.properties import TABLE
     from perrin.modalities.molecule.sources import training_data
@@ -230,9 +226,8 @@ def train(a: Namespace) -> None:
     from perrin.run.record import record, write_record
     from perrin.train import Trainer, TrainOptions
 
-    for name in ("steps", "batch", "accumulate", "threads", "log_every", "save_every"):
-        if getattr(a, name) is not None:
-            check_count(getattr(a, name), f"--{name.replace('_', '-')}")
+    counts = ("steps", "batch", "accumulate", "threads", "log_every", "save_every")
+    check_counts(**{name: getattr(a, name) for name in counts})
     if a.threads:
         torch.set_num_threads(a.threads)
     preset = a.target.partition("/")[2]
@@ -295,9 +290,7 @@ def train(a: Namespace) -> None:
     out = Path(a.out)
     if out.exists() and not out.is_dir():
         raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
-    content = record(
-        "train", {k: v for k, v in vars(a).items() if k != "argv"}, argv=a.argv, options=options.to_json()
-    )
+    content = record("train", a, options=options.to_json())
     trainer = Trainer(task, options, out, accelerator="cuda" if cuda else "cpu", devices=a.devices)
     trainer.check()
     write_record(out / "run.json", content)
@@ -351,14 +344,10 @@ def evaluate(a: Namespace) -> None:
     from perrin.run.atomic import write_json
     from perrin.run.pool import cpu_count
 
-    if a.groups is not None and a.groups < 1:
-        raise PerrinError(f"expected --groups of at least 1, given {a.groups}")
+    check_counts(groups=a.groups)
     if a.like not in (None, "qm9"):
         raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
-    if a.workers is not None:
-        from perrin.modalities.molecule.model import check_count
-
-        check_count(a.workers, "--workers")
+    check_counts(workers=a.workers)
     if a.json and Path(a.json).is_dir():  # said before the work, which may take long
         raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
     measures = _measures(a)
@@ -463,24 +452,6 @@ def made_by_qm9(provenance: dict[str, Any] | None) -> bool:
         source = source.get("run") if isinstance(source, dict) else None
     bundle = source.get("bundle") if isinstance(source, dict) else None
     return isinstance(bundle, dict) and bundle.get("path") == "molecule/qm9"
-
-
-def choose_device(name: str | None) -> str:
-    """`auto` is a GPU where there is one.
-
-    Raises:
-        PerrinError: the device is not here.
-    """
-    import torch
-
-    name = name or "auto"
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu" or (name.startswith("cuda") and torch.cuda.is_available()):
-        return name
-    raise PerrinError(
-        f"expected a device that is here (auto, cpu{', cuda' if torch.cuda.is_available() else ''}), given {name!r}"
-    )
 
 
 def _evaluate(

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
-from perrin.modalities.molecule.commands import _labelled, _unpack, choose_device
-from perrin.modalities.molecule.edit_commands import DEFAULT_MODEL, _draw, _fingerprint, _finish, _positive
+from perrin.errors import PerrinError, check_count, check_counts
+from perrin.modalities.molecule.commands import _labelled, _unpack
+from perrin.modalities.molecule.edit_commands import DEFAULT_MODEL, _draw, _fingerprint, _finish
 from perrin.modalities.molecule.structure import Molecule
+from perrin.run.device import choose_device
 
 KCAL = 627.5094740631
 """kcal/mol in one hartree."""
@@ -29,11 +30,8 @@ def conformers(a: Namespace) -> None:
     from perrin.run.partial import PartialStore
     from perrin.run.progress import progress
 
-    tries = _positive(a.tries, "--tries")
-    _positive(a.n, "-n")
-    for name in ("batch", "workers"):
-        if getattr(a, name) is not None:
-            _positive(getattr(a, name), f"--{name}")
+    tries = check_count(a.tries, "--tries")
+    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     output = Path(a.out)
     if output.suffix.lower() not in (".sdf", ".xyz", ".extxyz"):
         raise PerrinError(f"expected an output file with the suffix .sdf, .xyz or .extxyz, given {output}")

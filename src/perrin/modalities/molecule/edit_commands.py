@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perrin.errors import PerrinError
-from perrin.modalities.molecule.commands import _labelled, _pack, _unpack, choose_device
+from perrin.errors import PerrinError, check_count, check_counts
+from perrin.modalities.molecule.commands import _labelled, _pack, _unpack
 from perrin.modalities.molecule.structure import SYMBOLS, Molecule
+from perrin.run.device import choose_device
 
 if TYPE_CHECKING:
     from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions
@@ -33,7 +34,7 @@ def edit(a: Namespace) -> None:
     from perrin.run.partial import PartialStore
     from perrin.run.progress import progress
 
-    added, tries = _range(a.add), _positive(a.tries, "--tries")
+    added, tries = _range(a.add), check_count(a.tries, "--tries")
     output, model, options, molecules = _begin(a)
     if len(molecules) > 1:
         raise PerrinError(f"expected one molecule in {a.file}, given {len(molecules)}: give a file of one")
@@ -197,10 +198,7 @@ def _begin(a: Namespace) -> tuple[Path, MoleculeModel, SamplingOptions, list[Mol
     from perrin.modalities.molecule.kept import with_hydrogens
     from perrin.modalities.molecule.model import load_model
 
-    _positive(a.n, "-n")
-    for name in ("batch", "workers"):
-        if getattr(a, name) is not None:
-            _positive(getattr(a, name), f"--{name}")
+    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     output = Path(a.out)
     if output.suffix.lower() != ".sdf":
         raise PerrinError(f"expected an output file with the suffix .sdf, given {output}")
@@ -293,8 +291,7 @@ def _finish(
     write_molecules(output, molecules)
     content = record(
         verb,
-        {k: v for k, v in vars(a).items() if k != "argv"},
-        argv=a.argv,
+        a,
         bundle={"path": a.model or DEFAULT_MODEL, "sha256": model.sha256},
         sampling=options.to_json(),
         result=result | {"seconds": round(time.perf_counter() - begin, 2), "device": str(model.device)},
@@ -308,12 +305,6 @@ def _fingerprint(molecule: Molecule) -> str:
 
     parts = (molecule.numbers, molecule.positions, molecule.bonds, molecule.charges)
     return hashlib.sha256(b"".join(x.tobytes() for x in parts if x is not None)).hexdigest()[:16]
-
-
-def _positive(value: int, name: str) -> int:
-    from perrin.modalities.molecule.model import check_count
-
-    return check_count(value, name)
 
 
 def _range(text: str | None) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ agree to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perrin.bundle import Bundle
+from perrin.bundle import Bundle, load_weights
 from perrin.core import (
     SOLVERS,
     Categorical,
@@ -39,7 +39,7 @@ from perrin.core.denoiser import Denoiser
 from perrin.core.grids import logit_normal, logit_normal_share, power
 from perrin.core.guides import classifier_free
 from perrin.core.replay import Mode
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, check_count
 from perrin.modalities.molecule.fields import decode, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
 from perrin.modalities.molecule.properties import TABLE, Table
@@ -416,13 +416,6 @@ def _width(atoms: int) -> int:
     return atoms + atoms % 2
 
 
-def check_count(value: int, name: str) -> int:
-    """The value, or a `PerrinError` unless it is at least 1."""
-    if value < 1:
-        raise PerrinError(f"expected {name} of at least 1, given {value}")
-    return value
-
-
 def load_model(reference: str, *, device: str) -> MoleculeModel:
     """A bundle of molecules by name or path.
 
@@ -435,17 +428,3 @@ def load_model(reference: str, *, device: str) -> MoleculeModel:
     if not isinstance(model, MoleculeModel):
         raise PerrinError(f"expected a bundle of molecules, such as molecule/qm9, given {reference}")
     return model
-
-
-def load_weights(denoiser: NetworkDenoiser, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy weights in, or say in one line why they do not fit."""
-    own = dict(denoiser.named_parameters())
-    wrong = sorted(set(own) ^ set(weights)) or [k for k in own if own[k].shape != weights[k].shape]
-    if wrong:
-        raise PerrinError(
-            f"expected the weights in {source} to fit its config.json, but {len(wrong)} differ ({wrong[0]}): "
-            "the bundle is damaged or mixed from two, get it again"
-        )
-    with torch.no_grad():
-        for k, p in own.items():
-            p.copy_(weights[k])

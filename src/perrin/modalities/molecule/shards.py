@@ -164,8 +164,7 @@ class SampleShards(FileShards):
         words = ["sample", a.target, *_without_target(a.argv[1:], a.target), "-o", str(path)]
         content = record(
             "sample",
-            {k: v for k, v in vars(a).items() if k != "argv"} | {"out": str(path)},
-            argv=words,
+            Namespace(**(vars(a) | {"out": str(path), "argv": words})),
             bundle={"path": a.target, "sha256": self.work.model.sha256},
             sampling=self.work.options.to_json(),
             result={"molecules": count, "evaluations": self.work.plan.nfe, "shards": len(shards)},

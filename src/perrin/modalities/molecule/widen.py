@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from perrin.bundle import load_weights
 from perrin.core import NetworkDenoiser
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.fields import BOND_ORDERS
-from perrin.modalities.molecule.model import load_weights
 from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig
 
 _GROWS = ("network.node_in.weight", "network.pair_in.0.weight", "network.condition_in.first.weight")

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
-from perrin.modalities.particle.models import check_counts
+from perrin.errors import PerrinError, check_counts
 
 
 def kind_of(path: str | Path) -> str:
@@ -206,6 +205,6 @@ def _finish(a: Namespace, key: dict[str, Any]) -> None:
     from perrin.run.partial import PartialStore
     from perrin.run.record import record, write_record
 
-    content = record("data", {k: v for k, v in vars(a).items() if k != "argv"}, argv=a.argv)
+    content = record("data", a)
     write_record(Path(a.out).with_name(Path(a.out).name + ".run.json"), content)
     PartialStore(a.out, key).remove()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
-from perrin.modalities.particle.models import check_counts, choose_device
+from perrin.errors import PerrinError, check_counts
+from perrin.run.device import choose_device
 
 
 def _model(a: Namespace) -> Any:
@@ -120,8 +120,7 @@ def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
     out = Path(a.out)
     content = record(
         a.argv[0],
-        {k: v for k, v in vars(a).items() if k != "argv"},
-        argv=a.argv,
+        a,
         bundle={"path": a.target, "sha256": model.sha256},
         sampling=options.to_json(),
         result={"seconds": round(seconds, 2)},

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
-from perrin.modalities.particle.models import check_counts, choose_device
+from perrin.errors import PerrinError, check_counts
+from perrin.run.device import choose_device
 
 _STATE: dict[str, Any] = {}
 """The work of this process: set once per worker by `_setup`."""
@@ -117,8 +117,7 @@ def sample(a: Namespace) -> None:
     result |= {"workers": workers, "device": device}
     content = record(
         "sample",
-        {k: v for k, v in vars(a).items() if k != "argv"},
-        argv=a.argv,
+        a,
         bundle={"path": a.target, "sha256": model.sha256},
         sampling=options.to_json(),
         result=result,

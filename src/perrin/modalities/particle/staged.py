@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from perrin.bundle import Bundle
+from perrin.bundle import Bundle, load_weights
 from perrin.core import (
     SOLVERS,
     DenoisingLoss,
@@ -211,20 +211,6 @@ def fingerprint(data: Mapping[str, Tensor]) -> str:
     for name in sorted(data):
         found.update(name.encode() + data[name].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy weights in, or say in one line why they do not fit."""
-    own = dict(model.named_parameters())
-    wrong = sorted(set(own) ^ set(weights)) or [k for k in own if own[k].shape != weights[k].shape]
-    if wrong:
-        raise PerrinError(
-            f"expected the weights in {source} to fit its config.json, but {len(wrong)} differ ({wrong[0]}): "
-            "the bundle is damaged or mixed from two, get it again"
-        )
-    with torch.no_grad():
-        for k, p in own.items():
-            p.copy_(weights[k])
 
 
 def full_precision(x: Tensor) -> Any:

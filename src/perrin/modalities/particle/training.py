@@ -7,18 +7,18 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, check_counts
 from perrin.modalities.particle import PRESETS
-from perrin.modalities.particle.models import check_counts, choose_device
+from perrin.run.device import choose_device
 
 
 def train(a: Namespace) -> None:
     """See the module's text."""
     import torch
 
-    from perrin.bundle import read_bundle, write_bundle
+    from perrin.bundle import load_weights, read_bundle, write_bundle
     from perrin.modalities import find_bundle
-    from perrin.modalities.particle.staged import SamplingOptions, load_weights
+    from perrin.modalities.particle.staged import SamplingOptions
     from perrin.run.record import record, write_record
     from perrin.train import Trainer, TrainOptions
 
@@ -61,9 +61,7 @@ def train(a: Namespace) -> None:
     out = Path(a.out)
     if out.exists() and not out.is_dir():
         raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
-    content = record(
-        "train", {k: v for k, v in vars(a).items() if k != "argv"}, argv=a.argv, options=options.to_json()
-    )
+    content = record("train", a, options=options.to_json())
     trainer = Trainer(task, options, out, accelerator="cuda" if cuda else "cpu", devices=a.devices)
     trainer.check()
     write_record(out / "run.json", content)

@@ -11,7 +11,7 @@ from cell to cell would crowd at the poles. Fields lie on the Gauss grid of L ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -32,7 +32,6 @@ from perrin.core import (
 from perrin.core.layout import Layout
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.core.noise import Noise
-from perrin.core.plan import Affine, Row, affine
 from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes, isotropic
 from perrin.nets.sphere_unet import SphereUNet, SphereUNetConfig
 from perrin.train import BatchPlan
@@ -58,32 +57,13 @@ class SphereGaussian(Gaussian):
 
     degree: int = 32
 
-    def _isotropic(self, noise: Noise, layout: Layout, name: str, step: int) -> Tensor:
+    def _noise(self, noise: Noise, layout: Layout, *, name: str, step: int) -> Tensor:
         channels, rows, columns = self.features
         white = noise.normal(layout, (channels, self.degree**2), field=name, step=step)
         l = torch.arange(self.degree, dtype=torch.float64)
         spectrum = (2 * l + 1) / self.degree**2
         transform = harmonics(rows, columns, self.degree).to(white.device)
         return transform.inverse(isotropic(white, spectrum.to(white.device)))
-
-    def draw(self, noise: Noise, layout: Layout, *, name: str, step: int) -> Tensor:
-        """Isotropic noise."""
-        return self._isotropic(noise, layout, name, step)
-
-    def step(
-        self,
-        x: Tensor,
-        estimates: Sequence[Tensor],
-        row: Row,
-        noise: Noise,
-        layout: Layout,
-        *,
-        name: str,
-        step: int,
-    ) -> Tensor:
-        """See `Gaussian`."""
-        assert isinstance(row, Affine)
-        return affine(x, row, estimates, self._isotropic(noise, layout, name, step) if row.c else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, check_counts
 from perrin.modalities import find_bundle
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
@@ -21,6 +21,7 @@ from perrin.modalities.weather.forecast import Rollout, rollout
 from perrin.modalities.weather.infill import nearest
 from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
+from perrin.run.device import choose_device
 from perrin.run.pool import cpu_count
 from perrin.run.record import record, write_record
 
@@ -54,8 +55,7 @@ def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel:
 def forecast(a: Namespace) -> None:
     """`perrin forecast weather/… --members M -o FILE`: resumable, one member in memory for each process."""
     check_path(a.out)
-    if a.workers is not None and a.workers < 1:
-        raise PerrinError(f"expected --workers of at least 1, given {a.workers}")
+    check_counts(workers=a.workers)
     path = find_bundle(a.target)
     model = load(read_bundle(path), device=choose_device(a.device))
     leads, step = _length(model, a)
@@ -86,8 +86,7 @@ def forecast(a: Namespace) -> None:
         out.with_name(out.name + ".run.json"),
         record(
             "forecast",
-            {k: v for k, v in vars(a).items() if k != "argv"},
-            argv=a.argv,
+            a,
             bundle={"path": a.target, "sha256": model.sha256},
             result={"members": a.members, "starts": len(starts), "seconds": round(seconds, 2)},
         ),
@@ -98,20 +97,6 @@ def forecast(a: Namespace) -> None:
     print(
         f"{a.members} members from {when}, {leads * step:g} {model.unit}, in {a.out}: {seconds:.1f} s{went}"
     )
-
-
-def choose_device(name: str | None) -> str:
-    """`auto` is a GPU where there is one.
-
-    Raises:
-        PerrinError: the device is not here.
-    """
-    name = name or "auto"
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu" or (name.startswith("cuda") and torch.cuda.is_available()):
-        return name
-    raise PerrinError(f"expected a device that is here (auto, cpu or cuda), given {name!r}: choose another")
 
 
 def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float]:
@@ -175,8 +160,7 @@ def assimilate(a: Namespace) -> None:
         out.with_name(out.name + ".run.json"),
         record(
             "assimilate",
-            {k: v for k, v in vars(a).items() if k != "argv"},
-            argv=a.argv,
+            a,
             bundle={"path": a.target, "sha256": model.sha256},
         ),
     )
@@ -240,8 +224,7 @@ def train(a: Namespace) -> None:
         out / "run.json",
         record(
             "train",
-            {k: v for k, v in vars(a).items() if k != "argv"},
-            argv=a.argv,
+            a,
             options=train_options.to_json(),
         ),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from argparse import Namespace
@@ -19,7 +18,7 @@ from perrin.modalities.molecule.ranking.table import check_table, write_table
 from perrin.modalities.molecule.ranking.wishes import parse_keys, parse_where
 from perrin.run.pool import cpu_count
 from perrin.run.progress import progress
-from perrin.run.record import record, write_record
+from perrin.run.record import file_digest, record, write_record
 
 SHOWN = 10
 
@@ -60,9 +59,8 @@ def run(a: Namespace) -> None:
     write_table(output, ranked.molecules, ranked.columns)
     content = record(
         "rank",
-        {k: v for k, v in vars(a).items() if k != "argv"},
-        argv=a.argv,
-        source={"path": str(source), "sha256": _digest(source), "run": _beside(source)},
+        a,
+        source={"path": str(source), "sha256": file_digest(source), "run": _beside(source)},
         reference=None if known is None else {"name": known.name, "molecules": known.count},
         units={c: COLUMNS[c].unit for c in ranked.columns if c in COLUMNS and COLUMNS[c].unit},
         result=ranked.counts,
@@ -111,10 +109,6 @@ def _show(ranked: Ranked, output: Path) -> None:
     about = [f"{counts['invalid']} invalid", f"{counts['duplicates']} duplicates"]
     about += [f"{counts['known']} known"] if "known" in counts else []
     print(f"{counts['kept']} of {counts['read']} molecules in {output} ({', '.join(about)} among those read)")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _beside(path: Path) -> Any:

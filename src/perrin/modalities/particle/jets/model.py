@@ -17,7 +17,7 @@ from torch import Tensor
 
 from perrin.core import CounterNoise, State, sample, sample_seeds
 from perrin.core.replay import Mode
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, check_count
 from perrin.modalities.particle.jets.files import WIDTH, Jets
 from perrin.modalities.particle.jets.network import (
     JET,
@@ -259,8 +259,7 @@ class JetModel(ParticleModel[Staged, JetConfig]):
         Raises:
             PerrinError: `n` below 1, an unknown class, ranges without jets.
         """
-        if n < 1:
-            raise PerrinError(f"expected n of at least 1, given {n}")
+        check_count(n, "n")
         wish = Wish(kind=kind, pt=options.pop("pt", None), mass=options.pop("mass", None))
         chosen = self.sampling.changed(**options)
         parts = [

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from perrin.core import CounterNoise, Dense, State, sample, sample_seeds
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, check_count
 from perrin.modalities.particle.showers.files import Showers
 from perrin.modalities.particle.showers.geometry import ANGLES, CUT, LAYERS, RADII, VOXELS
 from perrin.modalities.particle.showers.network import (
@@ -267,8 +267,7 @@ class ShowerModel(ParticleModel[Staged, ShowerConfig]):
         Raises:
             PerrinError: `n` below 1, energies out of range.
         """
-        if n < 1:
-            raise PerrinError(f"expected n of at least 1, given {n}")
+        check_count(n, "n")
         chosen = self.sampling.changed(**options)
         parts = [
             self.run(range(begin, min(begin + batch, n)), seed, energy, chosen)
