@@ -377,6 +377,7 @@ def cuda_speed(a: argparse.Namespace, steps: int) -> dict[str, Any]:
     import torch
 
     model = load_model(a.bundle, a.device)
+    model.precision, model.mode = a.precision, a.mode
     options = model.options(steps=steps)
     count = a.n if a.n != 1000 else 10_000
     units = model.units(model.sizes(1, count), batch=a.batch)
@@ -398,6 +399,8 @@ def cuda_speed(a: argparse.Namespace, steps: int) -> dict[str, Any]:
         "evaluations": options.plan(model.denoiser).nfe,
         "n": count,
         "batch": a.batch,
+        "precision": a.precision,
+        "mode": a.mode,
         "sampling_s": round(best, 3),
         "molecules_per_s": round(count / best, 1),
         "memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
@@ -477,6 +480,8 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cpu", help="of speed: cpu or cuda")
     parser.add_argument("--batch", type=int, default=1024, help="of speed on a GPU")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed", help="as --batch")
+    parser.add_argument("--mode", choices=("eager", "compile", "graph"), default="eager", help="as --batch")
     parser.add_argument(
         "--workers", type=int, help="processes of the measures (default: the cores there are)"
     )
