@@ -480,7 +480,9 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cpu", help="of speed: cpu or cuda")
     parser.add_argument("--batch", type=int, default=1024, help="of speed on a GPU")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed", help="as --batch")
+    parser.add_argument(
+        "--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed", help="as --batch"
+    )
     parser.add_argument("--mode", choices=("eager", "compile", "graph"), default="eager", help="as --batch")
     parser.add_argument(
         "--workers", type=int, help="processes of the measures (default: the cores there are)"
