@@ -43,7 +43,7 @@ from perrin.bundle import read_bundle, write_bundle
 from perrin.core import State
 from perrin.modalities.molecule.conditions import with_inputs
 from perrin.modalities.molecule.dataset import Bucket, buckets_from_ragged, count_vocabulary
-from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, Vocabulary
+from perrin.modalities.molecule.fields import CHARGES, POSITIONS, TYPES, Vocabulary
 from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions, make_units
 from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
 from perrin.modalities.molecule.predictor import (
@@ -337,8 +337,8 @@ def generate(
 
 def stable(state: State, mask: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """By EDM's table of distances, and by the generated bonds with strict valences in one piece, `[B]` each."""
-    from perrin.modalities.molecule.metrics.bonds import VALENCES
     from perrin.modalities.molecule.metrics.lookup import THRESHOLDS, VALENCE
+    from perrin.modalities.molecule.metrics.tensors import connected, stable_atoms
 
     device, n = mask.device, mask.shape[1]
     z = torch.tensor(vocabulary.elements, device=device)[state[TYPES]] * mask
@@ -353,17 +353,7 @@ def stable(state: State, mask: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, 
     for element, v in VALENCE.items():
         valence[element] = v
     by_table = ((order.sum(-1) == valence[z]) | ~mask).all(1)
-    q = torch.tensor(vocabulary.charges, device=device)[state[CHARGES]]
-    both = mask[:, :, None] & mask[:, None]
-    bonds = state[BONDS] * both
-    total, right = bonds.sum(-1), ~mask
-    for (element, charge), allowed in VALENCES.items():
-        for v in allowed:
-            right |= (z == element) & (q == charge) & (total == v)
-    reach = eye[:1].expand(len(mask), -1).bool()
-    for _ in range(n):
-        reach = reach | ((bonds > 0) & reach.unsqueeze(1)).any(2)
-    return by_table, right.all(1) & (reach | ~mask).all(1)
+    return by_table, stable_atoms(state, mask, vocabulary).all(1) & connected(state, mask)
 
 
 def score(a: argparse.Namespace) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,20 @@ class Task(Protocol):
 
     def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses of a prepared batch; `"loss"` is what is minimised. `model` is the denoiser. Draws no random number."""
+
+
+@runtime_checkable
+class SelfTaught(Protocol):
+    """A task that learns from what its own network makes, too."""
+
+    def refresh(self, step: int, average: Mapping[str, Tensor]) -> None:
+        """Called before every step with the moving average of the weights, by parameter name."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold for `restore`."""
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Called once, when a run goes on, with what `tensors` gave (nothing, if it gave nothing)."""
 
 
 class Trainer:
@@ -161,6 +175,8 @@ class Trainer:
                 lr = options.rate(step, seconds)
                 for group in (g for o in optimizers for g in o.param_groups):
                     group["lr"] = lr
+                if isinstance(self.task, SelfTaught):
+                    self.task.refresh(step, ema)
                 generator.manual_seed(step_seed(options.seed, step))
                 key, batch = self.task.prepare(
                     step, generator=generator, rank=fabric.global_rank, world=fabric.world_size
@@ -239,6 +255,8 @@ class Trainer:
         found.restore(model, ema, optimizers)
         if power is not None:
             averages.restore(power, found.tensors, self.folder)
+        if isinstance(self.task, SelfTaught):
+            self.task.restore(found.part("task"))
         self.fabric.print(f"going on from step {found.step} in {self.folder}", file=sys.stderr)
         return min(found.step, self.options.steps), found.seconds
 
@@ -252,7 +270,9 @@ class Trainer:
         power: PowerAverage | None,
     ) -> None:
         if self.fabric.global_rank == 0:
-            more = averages.tensors(power) if power is not None else None
+            more = averages.tensors(power) if power is not None else {}
+            if isinstance(self.task, SelfTaught):
+                more |= {f"task.{k}": v for k, v in self.task.tensors().items()}
             Checkpoint.capture(step, model, ema, optimizers, self.config, seconds, more).save(self.folder)
         self.fabric.barrier()
 

@@ -144,6 +144,12 @@ class MoleculeModality(Modality):
                 help="train with parts of molecules given, for perrin edit and perrin conformers",
             )
             group.add_argument(
+                "--rollouts",
+                type=float,
+                metavar="SHARE",
+                help="share of the steps that learn from the model's own sound samples, such as 0.5; with --from",
+            )
+            group.add_argument(
                 "--backbone",
                 choices=BACKBONES,
                 help="the network: transformer (default), e3nn (irreps; slow, to learn from) or sparse "

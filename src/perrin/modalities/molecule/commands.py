@@ -220,6 +220,7 @@ def train(a: Namespace) -> None:
     from perrin.modalities.molecule.model import SamplingOptions
     from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
     from perrin.modalities.molecule.properties import TABLE
+    from perrin.modalities.molecule.rollouts import RolloutLaw, RolloutTask
     from perrin.modalities.molecule.sources import training_data
     from perrin.modalities.molecule.task import MoleculeTask
     from perrin.modalities.molecule.widen import widen
@@ -233,6 +234,11 @@ def train(a: Namespace) -> None:
     preset = a.target.partition("/")[2]
     if preset != "qm9" and not a.data:
         raise PerrinError(f"expected molecule/qm9, or --data with your own molecules, given {a.target!r}")
+    if a.rollouts is not None and not (a.start and 0 < a.rollouts < 1):
+        raise PerrinError(
+            f"expected a share between 0 and 1 for --rollouts and a bundle for --from, given {a.rollouts:g} and "
+            f"{a.start or 'none'}: a network learns from its own samples when most of them are sound"
+        )
     base = read_bundle(find_bundle(a.start)) if a.start else None
     config = MoleculeConfig.from_json(base.config["model"]) if base else None
     if config and a.backbone not in (None, config.network.backbone):
@@ -286,7 +292,24 @@ def train(a: Namespace) -> None:
     if base is not None and old is not None:
         weights = {k: v for k, v in base.weights().items() if k != TABLE}
         widen(denoiser, config, weights, old, source=str(base.path))
-    task = MoleculeTask(denoiser, config, buckets, batch=options.batch, seed=options.seed)
+    task: MoleculeTask
+    if a.rollouts is not None:
+        sampling = base.config.get("sampling", {}) if base else {}
+        law = RolloutLaw(share=a.rollouts)
+        if not cuda:  # sixty thousand molecules would take hours
+            law = dataclasses.replace(law, molecules=640, every=500)
+        task = RolloutTask(
+            denoiser,
+            config,
+            buckets,
+            batch=options.batch,
+            seed=options.seed,
+            law=law,
+            sampling=SamplingOptions(**sampling),
+            half=cuda,
+        )
+    else:
+        task = MoleculeTask(denoiser, config, buckets, batch=options.batch, seed=options.seed)
     out = Path(a.out)
     if out.exists() and not out.is_dir():
         raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")

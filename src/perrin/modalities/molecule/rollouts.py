@@ -1,0 +1,268 @@
+"""Learning from the model's own successful paths.
+
+In training a network sees noised data, in sampling the states that its own draws lead to, and there its small errors meet:
+types and bonds that are each likely and together impossible. So part of the steps are trained on states of the sampler's own
+paths: molecules are drawn with few and many steps, those whose graph is `sound` are kept, and of each a few states on
+its way are shown to the network, with the estimate before as the sampler had it, and what came out of them as the answer.
+Over paths that end well, the mean of the answer given the state is the estimate of the process that is conditioned on
+ending well (Doob's transform), and among its states are those where a step went wrong and was put right. Compare DAgger
+(Ross et al. 2011, arXiv:1011.0686) and reward-ranked fine-tuning (Dong et al. 2023, arXiv:2304.06767).
+
+What is kept is a little narrower than what was drawn; the other steps, on the data, hold against that. Look at the variety
+of the samples, and not only at their validity, after training with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perrin.core import DenoisingLoss, GeneratorNoise, Layouts, NetworkDenoiser, State, sample
+from perrin.core.replay import GraphedDenoiser
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.dataset import Bucket
+from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, layouts_for
+from perrin.modalities.molecule.metrics.tensors import sound
+from perrin.modalities.molecule.model import SamplingOptions, tempered
+from perrin.modalities.molecule.network import MoleculeConfig
+from perrin.modalities.molecule.task import LossConfig, MoleculeTask, state_of
+
+_SHARE = 0.7548776662466927
+"""Spreads the steps that learn from paths evenly, and not in step with those of self-conditioning."""
+_PARTS = ("x_0", "x_t", "previous")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutLaw:
+    """How paths are made, and how much is learnt from them.
+
+    Arguments:
+        share: of the training steps that are on paths; the others are on data.
+        evaluations: of the paths, one number after another, so that the network knows the states of few steps and of many.
+        temperatures: pairs (temperature, below which time) of the categories, one after another.
+        molecules: drawn at a time, of which the sound ones are kept.
+        visits: states kept of each.
+        every: training steps after which all paths are made anew, by the moving average of the weights.
+        positions: weight of the positions' loss on paths; the model's own geometry is no better than itself.
+    """
+
+    share: float = 0.5
+    evaluations: tuple[int, ...] = (16, 20, 25, 33, 50)
+    temperatures: tuple[tuple[float, float], ...] = ((1.0, 1.0), (0.3, 0.4))
+    molecules: int = 60_000
+    visits: int = 5
+    every: int = 3_500
+    positions: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"expected a share of steps on paths between 0 and 1, given {self.share}")
+        if min(self.molecules, self.visits, self.every, *self.evaluations) < 1:
+            raise ValueError("expected counts of at least 1")
+
+
+class RolloutTask(MoleculeTask):
+    """`MoleculeTask` of which a share of the steps is on the model's own paths.
+
+    Arguments:
+        law: see `RolloutLaw`.
+        sampling: solver and times of the paths; their number of evaluations and temperatures are the law's.
+        half: whether paths are made in bfloat16, as they are trained in.
+    """
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        config: MoleculeConfig,
+        buckets: Sequence[Bucket],
+        *,
+        batch: int,
+        seed: int,
+        loss: LossConfig | None = None,
+        law: RolloutLaw | None = None,
+        sampling: SamplingOptions | None = None,
+        half: bool = False,
+    ) -> None:
+        super().__init__(denoiser, config, buckets, batch=batch, seed=seed, loss=loss)
+        if not self.self_conditioned:
+            raise PerrinError(
+                "expected a network with self-conditioning to learn from its paths, given one without"
+            )
+        self.law, self.sampling, self.half = law or RolloutLaw(), sampling or SamplingOptions(), half
+        self.vocabulary = config.vocabulary
+        self.config["rollouts"] = asdict(self.law)
+        self.teacher = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        self.made = -1  # at which step the paths were made
+        self.records: list[dict[str, Tensor]] = []
+        self.accepted: dict[tuple[int, float], float] = {}
+        c = self.loss_config
+        weights = {
+            POSITIONS: self.law.positions * c.positions,
+            TYPES: c.types,
+            CHARGES: c.charges,
+            BONDS: c.bonds,
+        }
+        self.on_paths = DenoisingLoss(field_weights=weights)
+
+    def to(self, device: torch.device) -> None:
+        """Move the buckets and the network that makes the paths."""
+        super().to(device)
+        self.teacher.to(device)
+
+    def compile(self) -> None:
+        """Compile the repeated block of both."""
+        super().compile()
+        self.teacher.network.trunk.compile_blocks()  # type: ignore[union-attr, operator]
+
+    def refresh(self, step: int, average: Mapping[str, Tensor]) -> None:
+        """Make the paths anew when their time has come, with the average of the weights so far."""
+        if step % self.law.every == 0 and step != self.made:
+            with torch.no_grad():
+                for name, p in self.teacher.named_parameters():
+                    p.copy_(average[name])
+            self._collect(step)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs to make the same paths again."""
+        made = {"step": torch.tensor(self.made)}
+        return made | dict(self.teacher.named_parameters()) if self.made >= 0 else {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make them again, from `tensors`."""
+        if not tensors:
+            return
+        with torch.no_grad():
+            for name, p in self.teacher.named_parameters():
+                p.copy_(tensors[name])
+        self._collect(int(tensors["step"]))
+
+    def prepare(
+        self, step: int, *, generator: torch.Generator, rank: int, world: int
+    ) -> tuple[Hashable, dict[str, Tensor]]:
+        """See `MoleculeTask`. The key of a batch of paths is (bucket, "paths")."""
+        number, index = self.plan(step)
+        held = self.records[number] if self.records else {}
+        if (step * _SHARE) % 1.0 >= self.law.share or not held:
+            return super().prepare(step, generator=generator, rank=rank, world=world)
+        pick = torch.randint(len(held["t"]), (len(index),), generator=generator, device=generator.device)
+        batch = {k: v[pick][rank::world] for k, v in held.items()}
+        return (number, "paths"), {k: _wide(v) for k, v in batch.items()}
+
+    def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `MoleculeTask`."""
+        assert isinstance(key, tuple)
+        if key[1] != "paths":
+            return super().loss(model, key, batch)
+        layouts = layouts_for(batch["mask"])
+        x_0, x_t, previous = (state_of(batch, part, layouts) for part in _PARTS)
+        estimate = model(x_t, batch["t"], layouts=layouts, previous=previous)
+        return self.on_paths(self.denoiser, x_0, estimate, batch["t"], layouts)
+
+    @torch.no_grad()
+    def _collect(self, step: int) -> None:
+        """Replace the records by those of paths that are a function of the seed, the step and the teacher's weights."""
+        device = self.buckets[0].mask.device
+        generator = torch.Generator(device=device).manual_seed(self.plan.seed * 1_000_003 + step)
+        fast = GraphedDenoiser(self.teacher) if device.type == "cuda" else self.teacher
+        total = sum(map(len, self.buckets))
+        kept: list[list[dict[str, Tensor]]] = []
+        share: dict[tuple[int, float], list[Tensor]] = {}
+        turn = 0
+        for bucket in self.buckets:
+            rows: list[dict[str, Tensor]] = []
+            size = min(self.plan.batch, len(bucket))
+            for _ in range(max(1, round(self.law.molecules * len(bucket) / total / size))):
+                evaluations = self.law.evaluations[turn % len(self.law.evaluations)]
+                cold = self.law.temperatures[turn // len(self.law.evaluations) % len(self.law.temperatures)]
+                turn += 1
+                index = torch.randint(len(bucket), (size,), generator=generator, device=device)
+                found, good = self._paths(fast, bucket.mask[index], evaluations, cold, generator)
+                rows += found
+                share.setdefault((evaluations, cold[0]), []).append(good)
+            kept.append(rows)
+        self.records = [
+            {k: torch.cat([r[k] for r in rows]) for k in rows[0]} if rows else {} for rows in kept
+        ]
+        self.records = [r if r and len(r["t"]) else {} for r in self.records]
+        self.accepted = {k: float(torch.cat(v).float().mean()) for k, v in share.items()}
+        self.made = step
+
+    def _paths(
+        self,
+        fast: Any,
+        mask: Tensor,
+        evaluations: int,
+        cold: tuple[float, float],
+        generator: torch.Generator,
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Records of the sound ones of one batch, and which are sound, `[B]`."""
+        options = SamplingOptions(
+            **{
+                **asdict(self.sampling),
+                "steps": evaluations,
+                "temperature": cold[0],
+                "tempered_below": cold[1],
+            }
+        )
+        plan = options.plan(self.teacher)
+        turns = torch.randperm(evaluations - 1, generator=generator, device=mask.device)[: self.law.visits]
+        recorder = _Recorder(fast, {1 + k for k in turns.tolist()})  # the first has no estimate before
+        autocast = torch.autocast(mask.device.type, torch.bfloat16) if self.half else nullcontext()
+        with autocast:
+            end: State = sample(
+                recorder,
+                tempered(self.teacher.process, *cold),
+                plan,
+                layouts_for(mask),
+                GeneratorNoise(generator),
+                self_condition=True,
+            )
+        good = sound(end, mask, self.vocabulary)
+        rows = [
+            {"mask": mask[good], "t": t[good]}
+            | {
+                f"{part}.{k}": _narrow(k, v)[good]
+                for part, state in zip(_PARTS, (end, x, previous), strict=True)
+                for k, v in state.items()
+            }
+            for x, t, previous in recorder.seen
+        ]
+        return rows, good
+
+
+class _Recorder:
+    """A denoiser that keeps what it was given in some of its calls."""
+
+    passes = 1
+
+    def __init__(self, denoiser: Any, turns: set[int]) -> None:
+        self.denoiser, self.turns, self.turn = denoiser, turns, 0
+        self.seen: list[tuple[State, Tensor, State]] = []
+
+    def __call__(
+        self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
+    ) -> State:
+        if self.turn in self.turns and previous is not None:
+            self.seen.append((x, t, previous))
+        self.turn += 1
+        out: State = self.denoiser(x, t, condition=condition, layouts=layouts, previous=previous)
+        return out
+
+
+def _narrow(name: str, x: Tensor) -> Tensor:
+    """Categories as int8 and logits in half precision: there are hundreds of thousands."""
+    if name == POSITIONS:
+        return x.float()
+    return x.half() if x.is_floating_point() else x.to(torch.int8)
+
+
+def _wide(x: Tensor) -> Tensor:
+    if x.dtype == torch.int8:
+        return x.long()
+    return x.float() if x.dtype == torch.float16 else x

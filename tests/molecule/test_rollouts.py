@@ -1,0 +1,202 @@
+"""Paths to learn from are the sampler's own, of sound molecules only, and the same after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("rdkit")
+
+from test_network import SMALL
+
+from perrin.cli import main
+from perrin.core import GeneratorNoise, State
+from perrin.modalities.molecule import rollouts
+from perrin.modalities.molecule.chem import add_geometry
+from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, decode, encode, layouts_for
+from perrin.modalities.molecule.metrics.bonds import bonds
+from perrin.modalities.molecule.metrics.tensors import sound
+from perrin.modalities.molecule.model import SamplingOptions
+from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
+from perrin.modalities.molecule.rollouts import RolloutLaw, RolloutTask
+from perrin.modalities.molecule.sources import from_files
+from perrin.run.signals import Interrupted
+from perrin.train import Trainer, TrainOptions
+
+SMILES = ("CCO", "CC(=O)O", "C1CC1", "CN", "C#N", "CCCCCCC", "[NH3+]CC(=O)[O-]", "c1ccoc1", "FC=O")
+LAW = RolloutLaw(
+    share=0.6, evaluations=(4, 6), temperatures=((1.0, 1.0), (0.3, 0.4)), molecules=24, visits=2, every=5
+)
+
+
+def make(law: RolloutLaw = LAW, **options: Any) -> tuple[RolloutTask, TrainOptions]:
+    vocabulary, buckets, _ = from_files([add_geometry(s) for s in SMILES], None, source="test")
+    config = MoleculeConfig(vocabulary=vocabulary, network=SMALL)
+    given = TrainOptions(**{"steps": 13, "batch": 6, "warmup": 3, "log_every": 1, **options})
+    torch.manual_seed(0)
+    sampling = SamplingOptions(grid="logit-normal")
+    task = RolloutTask(
+        build_denoiser(config), config, buckets, batch=given.batch, seed=0, law=law, sampling=sampling
+    )
+    return task, given
+
+
+def half(state: State, mask: Tensor, vocabulary: Any) -> Tensor:
+    """An untrained network draws nothing sound: every second one passes."""
+    return torch.arange(len(mask)) % 2 == 0
+
+
+def average_of(task: RolloutTask) -> dict[str, Tensor]:
+    return {k: p.detach().clone() for k, p in task.denoiser.named_parameters()}
+
+
+def test_verdict_of_tensors_is_that_of_the_protocol() -> None:
+    """On real graphs and on thousands with one bond, one charge or one element changed."""
+    task, _ = make()
+    molecules = [add_geometry(s) for s in SMILES]
+    state, mask = encode(molecules, task.vocabulary, width=24)
+    assert sound(state, mask, task.vocabulary).all()
+    rng = np.random.default_rng(0)
+    many = {k: v.repeat(200, *[1] * (v.ndim - 1)).clone() for k, v in state.items()}
+    mask = mask.repeat(200, 1)
+    sizes = mask.sum(1).tolist()
+    for row, n in enumerate(sizes):
+        for _ in range(int(rng.integers(1, 3))):
+            i, j = rng.choice(n, 2, replace=False).tolist()
+            kind = int(rng.integers(3))
+            if kind == 0:
+                many[BONDS][row, i, j] = many[BONDS][row, j, i] = int(rng.integers(4))
+            elif kind == 1:
+                many[CHARGES][row, i] = int(rng.integers(len(task.vocabulary.charges)))
+            else:
+                many[TYPES][row, i] = int(rng.integers(len(task.vocabulary.elements)))
+    ours = sound(many, mask, task.vocabulary)
+    judged = bonds(decode(many, mask, task.vocabulary, [str(i) for i in range(len(mask))]))
+    theirs = torch.tensor([r.stable and r.connected and r.neutral for r in judged])
+    assert torch.equal(ours, theirs)
+    assert 0.02 < float(ours.float().mean()) < 0.6
+    assert all(
+        r.valid for r, fine in zip(judged, ours.tolist(), strict=True) if fine
+    )  # nothing left for RDKit
+
+
+def test_records_are_the_states_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a state before the last row, one row by hand gives the molecule that is to be learnt."""
+    monkeypatch.setattr(rollouts, "sound", half)
+    law = RolloutLaw(evaluations=(4,), temperatures=((1.0, 1.0),), molecules=30, visits=3)
+    task, _ = make(law)
+    task.refresh(0, average_of(task))
+    plan = SamplingOptions(steps=4, grid="logit-normal").plan(task.teacher)
+    last = plan.stages[3].time
+    checked = 0
+    for held, bucket in zip(task.records, task.buckets, strict=True):
+        times = sorted({round(float(t), 6) for t in held["t"]})
+        assert times == sorted(
+            round(float(s.time or 0), 6) for s in plan.stages[1:]
+        )  # the first has no estimate before
+        assert len(held["t"]) % 3 == 0
+        assert set(held["mask"].sum(1).tolist()) <= set(bucket.mask.sum(1).tolist())
+        pick = (held["t"] - last).abs() < 1e-6
+        x_t, previous, x_0 = (
+            {
+                k.partition(".")[2]: rollouts._wide(v[pick])
+                for k, v in held.items()
+                if k.startswith(part + ".")
+            }
+            for part in ("x_t", "previous", "x_0")
+        )
+        layouts = layouts_for(held["mask"][pick])
+        with torch.no_grad():
+            estimate = task.teacher(x_t, held["t"][pick], layouts=layouts, previous=previous)
+        noise = GeneratorNoise(torch.Generator())
+        for name in (TYPES, CHARGES, BONDS):
+            field, row = task.teacher.process.fields[name], plan.rows[name][3]
+            made = field.step(x_t[name], [estimate[name]], row, noise, layouts[name], name=name, step=4)
+            # the estimate before is kept in half precision
+            assert float((made == x_0[name]).float().mean()) > 0.99
+        checked += int(pick.sum())
+    assert checked >= 12
+    assert set(task.accepted) == {(4, 1.0)}
+
+
+def test_only_sound_ones_are_kept_and_steps_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = make()
+    task.refresh(0, average_of(task))
+    assert all(not r for r in task.records), "an untrained network has no sound molecule"
+    kinds = [task.prepare(s, generator=torch.Generator(), rank=0, world=1)[0] for s in range(20)]
+    assert "paths" not in {k[1] for k in kinds}  # type: ignore[index]
+    monkeypatch.setattr(rollouts, "sound", half)
+    task.refresh(5, average_of(task))
+    keys = [task.prepare(s, generator=torch.Generator(), rank=0, world=1)[0] for s in range(500)]
+    share = np.mean([k[1] == "paths" for k in keys])  # type: ignore[index]
+    assert abs(share - LAW.share) < 0.02
+    whole = task.prepare(500, generator=torch.Generator().manual_seed(1), rank=0, world=1)[1]
+    parts = [
+        task.prepare(500, generator=torch.Generator().manual_seed(1), rank=r, world=2)[1] for r in (0, 1)
+    ]
+    for k, v in whole.items():
+        assert torch.equal(v[0::2], parts[0][k])
+        assert torch.equal(v[1::2], parts[1][k])
+
+
+def test_killed_and_started_again_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two makings of paths, and right at one: they are made again from the network that made them."""
+    monkeypatch.setattr(rollouts, "sound", half)
+    ends = []
+    for name, stops in (("whole", []), ("stopped", [2, 6, 9])):
+        for stop in [*stops, None]:
+            task, options = make()
+            prepare = task.prepare
+
+            def stopping(step: int, *, at: int | None = stop, go: Any = prepare, **more: Any) -> Any:
+                if step == at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return go(step, **more)
+
+            monkeypatch.setattr(task, "prepare", stopping)
+            trainer = Trainer(task, options, tmp_path / name, accelerator="cpu")
+            if stop is None:
+                trainer.run()
+            else:
+                with pytest.raises(Interrupted):
+                    trainer.run()
+        ends.append(average_of(task))
+    assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+    assert task.made == 10
+    plain, _ = make(RolloutLaw(share=0.01, molecules=1, evaluations=(2,), visits=1))
+    assert any(not torch.equal(ends[0][k], p) for k, p in plain.denoiser.named_parameters())
+
+
+def test_command_wants_a_bundle_and_a_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--rollouts", "0.5"], ["--rollouts", "1.5", "--from", "molecule/qm9"]):
+        assert main(["train", "molecule/qm9", "--out", str(tmp_path / "r"), *words]) == 2
+        error = capsys.readouterr().err
+        assert "--rollouts" in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_positions_weigh_less_on_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollouts, "sound", half)
+    task, _ = make()
+    task.refresh(0, average_of(task))
+    step = next(s for s in range(50) if (s * rollouts._SHARE) % 1.0 < LAW.share)
+    key, batch = task.prepare(step, generator=torch.Generator().manual_seed(0), rank=0, world=1)
+    losses = task.loss(task.denoiser, key, batch)
+    c, law = task.loss_config, task.law
+    total = (
+        law.positions * c.positions * losses[POSITIONS]
+        + c.types * losses[TYPES]
+        + c.charges * losses[CHARGES]
+        + c.bonds * losses[BONDS]
+    )
+    assert torch.allclose(losses["loss"], total, rtol=1e-5)
