@@ -14,6 +14,8 @@ from torch import Tensor
 
 pytest.importorskip("rdkit")
 
+import networkx
+from rdkit import Chem
 from test_network import SMALL
 
 from perrin.cli import main
@@ -22,10 +24,10 @@ from perrin.modalities.molecule import rollouts
 from perrin.modalities.molecule.chem import add_geometry
 from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, decode, encode, layouts_for
 from perrin.modalities.molecule.metrics.bonds import bonds
-from perrin.modalities.molecule.metrics.tensors import sound
+from perrin.modalities.molecule.metrics.tensors import contents, sound
 from perrin.modalities.molecule.model import SamplingOptions
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
-from perrin.modalities.molecule.rollouts import RolloutLaw, RolloutTask
+from perrin.modalities.molecule.rollouts import RolloutLaw, RolloutTask, tilted
 from perrin.modalities.molecule.sources import from_files
 from perrin.run.signals import Interrupted
 from perrin.train import Trainer, TrainOptions
@@ -124,6 +126,75 @@ def test_records_are_the_states_of_the_sampler(monkeypatch: pytest.MonkeyPatch) 
         checked += int(pick.sum())
     assert checked >= 12
     assert set(task.accepted) == {(4, 1.0)}
+
+
+def test_contents_are_what_rdkit_counts() -> None:
+    task, _ = make()
+    smiles = (*SMILES, "C1CC1C1CCC1", "C1=CC=CO1", "N#CC=C", "C12CC1C2", "C1CC2CC12")
+    molecules = [add_geometry(s) for s in smiles]
+    found = contents(*encode(molecules, task.vocabulary, width=24), task.vocabulary).tolist()
+    for s, row in zip(smiles, found, strict=True):
+        m = Chem.AddHs(Chem.MolFromSmiles(s))
+        Chem.Kekulize(m, clearAromaticFlags=True)
+        atoms, orders = list(m.GetAtoms()), [int(b.GetBondTypeAsDouble()) for b in m.GetBonds()]
+        double = {
+            a
+            for b in m.GetBonds()
+            if b.GetBondTypeAsDouble() == 2
+            for a in (b.GetBeginAtomIdx(), b.GetEndAtomIdx())
+        }
+        # every cycle, not the smallest set of rings: bicyclobutane has two triangles and one square
+        cycles = [len(c) for c in networkx.simple_cycles(networkx.Graph(Chem.GetAdjacencyMatrix(m)))]
+        expected = [sum(a.GetAtomicNum() == z for a in atoms) for z in task.vocabulary.elements]
+        expected += [sum(a.GetFormalCharge() != 0 for a in atoms)]
+        expected += [sum(a.GetAtomicNum() == 1 and a.GetNeighbors()[0].GetAtomicNum() != 6 for a in atoms)]
+        expected += [
+            orders.count(2),
+            orders.count(3),
+            len(orders) - len(atoms) + 1,
+            cycles.count(3),
+            cycles.count(4),
+        ]
+        expected += [
+            sum(
+                b.GetBondTypeAsDouble() == 1 and {b.GetBeginAtomIdx(), b.GetEndAtomIdx()} <= double
+                for b in m.GetBonds()
+            )
+        ]
+        assert row == expected, s
+
+
+def test_tilted_weights_have_the_wanted_mean_and_leave_the_rest() -> None:
+    """A coin of 30 % tilted to 60: weights 2 and 4/7, whatever else there is; what cannot be had is left."""
+    coin = (torch.arange(1000) % 10 < 3).float()
+    other = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    other -= other[coin == 1].mean() * coin + other[coin == 0].mean() * (1 - coin)
+    constant = torch.ones(1000)
+    x = torch.stack((coin, other, constant), 1)
+    w = tilted(x, torch.tensor([0.6, 0.0, 1.0]), ridge=1e-9)
+    assert torch.allclose(w[coin == 1], torch.tensor(2.0), rtol=1e-3)
+    assert torch.allclose(w[coin == 0], torch.tensor(4 / 7), rtol=1e-3)
+    assert torch.equal(tilted(x, x.mean(0)).round(decimals=3), torch.ones(1000))
+    far = tilted(x, torch.tensor([5.0, 0.0, 2.0]))
+    assert torch.isfinite(far).all()
+    assert abs(float(far.mean()) - 1) < 1e-5
+    assert float(far.max()) < 3.4  # of three in ten, at most 10/3
+    assert torch.equal(far[coin == 0] < 0.1, torch.ones(700, dtype=torch.bool))
+
+
+def test_paths_are_weighted_towards_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained network has too few of everything; the weighted mean is nearer to the data in every bucket."""
+    monkeypatch.setattr(rollouts, "sound", half)
+    task, _ = make(RolloutLaw(evaluations=(4,), temperatures=((1.0, 1.0),), molecules=900, visits=1))
+    task.refresh(0, average_of(task))
+    for bucket, held, weights in zip(task.buckets, task.records, task.weights, strict=True):
+        wanted = contents(*bucket.take(torch.arange(len(bucket))), task.vocabulary).mean(0)
+        state = {k: held[f"x_0.{k}"].long() for k in (TYPES, CHARGES, BONDS)}
+        found = contents(state, held["mask"], task.vocabulary)
+        before = ((found.mean(0) - wanted) / found.std(0).clamp(min=1e-6)).abs()
+        after = (((weights[:, None] * found).mean(0) - wanted) / found.std(0).clamp(min=1e-6)).abs()
+        varied = found.std(0) > 1e-6
+        assert float(after[varied].max()) < float(before[varied].max())
 
 
 def test_only_sound_ones_are_kept_and_steps_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:

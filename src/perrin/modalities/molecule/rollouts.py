@@ -8,8 +8,9 @@ Over paths that end well, the mean of the answer given the state is the estimate
 ending well (Doob's transform), and among its states are those where a step went wrong and was put right. Compare DAgger
 (Ross et al. 2011, arXiv:1011.0686) and reward-ranked fine-tuning (Dong et al. 2023, arXiv:2304.06767).
 
-What is kept is a little narrower than what was drawn; the other steps, on the data, hold against that. Look at the variety
-of the samples, and not only at their validity, after training with it.
+What is kept is a little narrower than what was drawn. Two things hold against that: the other steps, on the data; and what
+is kept is weighted so that on average it holds as many atoms of each element, multiple bonds and rings as the data
+(`tilted`). Look at the variety of the samples, and not only at their validity, after training with it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from perrin.core.replay import GraphedDenoiser
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.dataset import Bucket
 from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, layouts_for
-from perrin.modalities.molecule.metrics.tensors import sound
+from perrin.modalities.molecule.metrics.tensors import contents, sound
 from perrin.modalities.molecule.model import SamplingOptions, tempered
 from perrin.modalities.molecule.network import MoleculeConfig
 from perrin.modalities.molecule.task import LossConfig, MoleculeTask, state_of
@@ -50,6 +51,7 @@ class RolloutLaw:
         visits: states kept of each.
         every: training steps after which all paths are made anew, by the moving average of the weights.
         positions: weight of the positions' loss on paths; the model's own geometry is no better than itself.
+        match: whether what is kept is weighted towards the contents of the data.
     """
 
     share: float = 0.5
@@ -59,6 +61,7 @@ class RolloutLaw:
     visits: int = 5
     every: int = 3_500
     positions: float = 0.5
+    match: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -100,6 +103,7 @@ class RolloutTask(MoleculeTask):
         self.teacher = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
         self.made = -1  # at which step the paths were made
         self.records: list[dict[str, Tensor]] = []
+        self.weights: list[Tensor] = []
         self.accepted: dict[tuple[int, float], float] = {}
         c = self.loss_config
         weights = {
@@ -150,7 +154,7 @@ class RolloutTask(MoleculeTask):
         held = self.records[number] if self.records else {}
         if (step * _SHARE) % 1.0 >= self.law.share or not held:
             return super().prepare(step, generator=generator, rank=rank, world=world)
-        pick = torch.randint(len(held["t"]), (len(index),), generator=generator, device=generator.device)
+        pick = torch.multinomial(self.weights[number], len(index), replacement=True, generator=generator)
         batch = {k: v[pick][rank::world] for k, v in held.items()}
         return (number, "paths"), {k: _wide(v) for k, v in batch.items()}
 
@@ -190,8 +194,25 @@ class RolloutTask(MoleculeTask):
             {k: torch.cat([r[k] for r in rows]) for k in rows[0]} if rows else {} for rows in kept
         ]
         self.records = [r if r and len(r["t"]) else {} for r in self.records]
+        self.weights = [self._weights(b, r) for b, r in zip(self.buckets, self.records, strict=True)]
         self.accepted = {k: float(torch.cat(v).float().mean()) for k, v in share.items()}
         self.made = step
+
+    def _weights(self, bucket: Bucket, held: Mapping[str, Tensor]) -> Tensor:
+        """Of the records of one bucket."""
+        if not held:
+            return torch.ones(0)
+        if not self.law.match:
+            return torch.ones_like(held["t"])
+        everyone = torch.arange(len(bucket), device=held["t"].device)
+        wanted = [contents(*bucket.take(part), self.vocabulary) for part in everyone.split(2048)]
+        state = {k: held[f"x_0.{k}"] for k in (TYPES, CHARGES, BONDS)}
+        rows = torch.arange(len(held["t"]), device=everyone.device).split(2048)
+        found = [
+            contents({k: v[r].long() for k, v in state.items()}, held["mask"][r], self.vocabulary)
+            for r in rows
+        ]
+        return tilted(torch.cat(found), torch.cat(wanted).mean(0))
 
     def _paths(
         self,
@@ -234,6 +255,32 @@ class RolloutTask(MoleculeTask):
             for x, t, previous in recorder.seen
         ]
         return rows, good
+
+
+def tilted(found: Tensor, wanted: Tensor, *, ridge: float = 1e-3, most: float = 10.0) -> Tensor:
+    """Weights of rows, mean 1, with which their mean is the wanted one: of all such the nearest to equal weights.
+
+    They are `exp(θ · f)`; θ minimises the convex `ln mean exp(θ · (f − wanted)) + ridge |θ|²/2` (features in standard
+    units), which Newton's method finds. Where the wanted mean cannot be had, or only by few rows, they come as near as `ridge` and
+    `most` let them.
+
+    Arguments:
+        found: features, `[M, F]`.
+        wanted: their wanted mean, `[F]`.
+        most: the largest weight, in units of the mean.
+    """
+    x = found.double()
+    x = (x - wanted.double()) / x.std(0).clamp(min=1e-6) * (x.std(0) > 1e-6)
+    theta = x.new_zeros(x.shape[1])
+    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for _ in range(30):
+        p = torch.softmax(x @ theta, 0)
+        mean = p @ x
+        spread = (x * p[:, None]).T @ x - mean[:, None] * mean
+        step = torch.linalg.solve(spread + ridge * eye, mean + ridge * theta)
+        theta = theta - step / torch.clamp(step.norm(), min=1.0)  # no step longer than 1
+    weights = torch.softmax(x @ theta, 0) * len(x)
+    return (weights.clamp(max=most) / weights.clamp(max=most).mean()).float()
 
 
 class _Recorder:

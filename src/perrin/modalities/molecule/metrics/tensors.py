@@ -1,4 +1,5 @@
-"""The strict verdict of the bonds protocol on padded tensors, where there are too many molecules for RDKit."""
+"""The strict verdict of the bonds protocol, and counts of what a molecule holds, on padded tensors: for more molecules than
+RDKit can look at."""
 
 from __future__ import annotations
 
@@ -47,6 +48,33 @@ def sound(state: State, mask: Tensor, vocabulary: Vocabulary) -> Tensor:
     charge = torch.tensor(vocabulary.charges, device=mask.device)[state[CHARGES]]
     neutral = (charge * mask).sum(1) == 0
     return stable_atoms(state, mask, vocabulary).all(1) & connected(state, mask) & neutral
+
+
+def contents(state: State, mask: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """What a molecule is made of, `[B, F]`, to compare two sets of molecules by their means.
+
+    Atoms of each element of the vocabulary, charged atoms, hydrogens that are not on carbon, double and triple bonds, rings
+    (bonds − atoms + 1), three- and four-membered rings, and single bonds between two atoms that each have a
+    double bond (conjugation).
+    """
+    element = torch.tensor(vocabulary.elements, device=mask.device)[state[TYPES]]
+    charge = torch.tensor(vocabulary.charges, device=mask.device)[state[CHARGES]]
+    order = state[BONDS] * _pairs(mask)
+    bonded = (order > 0).float()
+    degree = bonded.sum(2)
+    light = ((element == 1) & mask).float()
+    rest = ((element != 1) & (element != 6) & mask).float()
+    unsaturated = (order == 2).any(2).float()
+    square = bonded @ bonded
+    walks = square.square().sum((1, 2))  # closed walks of four steps
+    count = bonded.sum((1, 2)) / 2
+    features = [((element == z) & mask).sum(1) for z in vocabulary.elements]
+    features += [((charge != 0) & mask).sum(1), torch.einsum("bi,bij,bj->b", light, bonded, rest)]
+    features += [(order == k).sum((1, 2)) / 2 for k in (2, 3)]
+    features += [count - mask.sum(1) + 1, (square * bonded).sum((1, 2)) / 6]
+    features += [(walks + 2 * count - 2 * degree.square().sum(1)) / 8]
+    features += [torch.einsum("bi,bij,bj->b", unsaturated, (order == 1).float(), unsaturated) / 2]
+    return torch.stack([f.float() for f in features], dim=1)
 
 
 def _pairs(mask: Tensor) -> Tensor:
