@@ -261,7 +261,8 @@ def tilted(found: Tensor, wanted: Tensor, *, ridge: float = 1e-3, most: float = 
     """Weights of rows, mean 1, with which their mean is the wanted one: of all such the nearest to equal weights.
 
     They are `exp(θ · f)`; θ minimises the convex `ln mean exp(θ · (f − wanted)) + ridge |θ|²/2` (features in standard
-    units), which Newton's method finds. Where the wanted mean cannot be had, or only by few rows, they come as near as `ridge` and
+    units), which Newton's method finds. Where the wanted mean cannot be had, or only by few rows, they come as near as
+    `ridge` and
     `most` let them.
 
     Arguments:
