@@ -7,6 +7,7 @@ else's, and none imports another.
 
 from __future__ import annotations
 
+import json
 import warnings
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser, Namespace
@@ -120,6 +121,12 @@ class Modality(ABC):
         """Names of the bundles that ship with the plug-in."""
         folder = self.bundle_folder()
         return sorted(p.parent.name for p in folder.glob("*/config.json")) if folder.is_dir() else []
+
+    def read_config(self, bundle: str) -> dict[str, Any]:
+        """The `config.json` of one of them, without its weights."""
+        text = (self.bundle_folder() / bundle / "config.json").read_text(encoding="utf-8")
+        content: dict[str, Any] = json.loads(text)
+        return content
 
 
 def names() -> list[str]:
