@@ -20,6 +20,7 @@ pytest.importorskip("rdkit")
 
 import perrin
 from perrin.cli import VERBS, main
+from perrin.errors import counted
 from perrin.modalities import find_bundle
 from perrin.modalities.molecule.chem import add_geometry
 from perrin.modalities.molecule.files import read_molecules, write_sdf
@@ -88,6 +89,15 @@ def test_help_is_the_manual(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(option in text for option in ("-n", "--seed", "--steps", "--atoms", "--view"))
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("submit", "run")])
+def test_every_verb_has_a_page(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two modalities may have an option of the same name."""
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: perrin {verb}" in capsys.readouterr().out
 
 
 # what is wrong is said in one line
@@ -163,6 +173,17 @@ WRONG = {
     "sample molecule/none -n 4 -o out.sdf": "molecule/qm9",
     "sample cooking/soup -n 4 -o out.sdf": "cooking/soup",
     "sample nowhere -n 4 -o out.sdf": "nowhere",
+    "sample molecule -n 4 -o out.sdf": "(molecule/qm9)",
+    "sample particle/kolmogorov -n 4 -o out.h5": "which is for perrin simulate and invert",
+    "simulate molecule/qm9 --from a.h5 -n 4 -o out.h5": "works with (particle/kolmogorov), given molecule/qm9",
+    "simulate --from a.h5 molecule/qm9 -n 4 -o out.h5": "works with (particle/kolmogorov), given molecule/qm9",
+    "invert weather/sst --measured m.h5 -n 2 -o out.h5": "works with (particle/kolmogorov), given weather/sst",
+    "assimilate particle/kolmogorov --observations a.csv -o out.nc": "works with (weather/sst)",
+    "forecast molecule/qm9 --months 3 -o out.nc": "works with (weather/sst), given molecule/qm9",
+    "data molecule/qm9 -o out.sdf": "works with (particle, weather), given molecule/qm9",
+    "rank fields.nc": "works with (.sdf,",
+    "verify good.sdf good.sdf": "works with (.nc,",
+    "evaluate fields.h5 --fcd": "--fcd",
     "sample . -n 4 -o out.sdf": "perrin list",
     "sample bundle-hash -n 4 -o out.sdf": "SHA-256",
     "sample bundle-config -n 4 -o out.sdf": "fit its config.json",
@@ -409,9 +430,16 @@ def test_sampling_records_what_it_did_and_runs_again(
         assert json.loads((here / "out.sdf.run.json").read_text())["argv"] == words
 
 
-def test_options_may_stand_before_the_target(here: Path) -> None:
-    assert main("sample --steps 1 --atoms 9 -n 2 -o a.sdf molecule/qm9".split()) == 0  # noqa: SIM905
-    assert [len(m) for m in read_molecules("a.sdf")] == [9, 9]
+def test_options_may_stand_before_the_target(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("sample --steps 1 --atoms 9 -n 1 -o a.sdf molecule/qm9".split()) == 0  # noqa: SIM905
+    assert [len(m) for m in read_molecules("a.sdf")] == [9]
+    assert capsys.readouterr().out.startswith("1 molecule in a.sdf")
+
+
+def test_things_are_counted() -> None:
+    things = {"molecules": "molecule", "trajectories": "trajectory", "entries": "entry", "runs": "run"}
+    assert [counted(1, many) for many in things] == [f"1 {one}" for one in things.values()]
+    assert [counted(0, many) for many in things] == [f"0 {many}" for many in things]
 
 
 def test_evaluating_and_viewing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -556,9 +584,14 @@ def test_unfinished_work_is_of_one_kind(
     before = files(here)
     assert len(before) == 1 + 1 + 2
     capsys.readouterr()
-    for change in (["--seed", "1"], ["--steps", "2"], ["--atoms", "9"]):
+    for change, told in (
+        (["--seed", "1"], "(seed 0, given 1)"),
+        (["--steps", "2"], "(steps 1, given 2)"),
+        (["--atoms", "9"], "(atoms none, given 9)"),
+        (["--seed", "1", "--steps", "2"], "(seed 0, given 1; steps 1, given 2)"),
+    ):
         assert main([*words, *change]) == 2
-        assert "other settings" in one_line(capsys.readouterr().err)
+        assert f"with other settings {told}" in one_line(capsys.readouterr().err)
         assert files(here) == before
     words[words.index("8")] = "12"  # more of the same is welcome
     assert main([*words, "--batch", "5"]) == 0

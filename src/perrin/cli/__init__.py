@@ -156,19 +156,20 @@ def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
     Raises:
         PerrinError: it is not a command with a modality, or an argument is wrong.
     """
+    from perrin.modalities import BUNDLE_VERBS, bundle_verbs, refusal
+
     verb, rest = argv[0], _joined(list(argv[1:]))
     if verb not in VERBS:
         raise PerrinError(f"expected a command ({', '.join(VERBS)}), given {verb!r}: see 'perrin --help'")
+    found, given = _modality(verb, rest)
+    if not found.supports(verb):
+        raise PerrinError(refusal(verb, given))
     parser = _parser(verb)
-    found = _modality(verb, rest)
-    for modality in [found] if found else _all_modalities():
-        modality.add_arguments(verb, parser)
+    found.add_arguments(verb, parser)
     parsed = parser.parse_args(rest)
     parsed.argv = list(argv)
-    if found is None:
-        from perrin.modalities import modality_for_file, modality_of
-
-        found = modality_of(parsed.target) if verb in _TARGETS else modality_for_file(parsed.file)
+    if verb in BUNDLE_VERBS and verb not in bundle_verbs(parsed.target):
+        raise PerrinError(refusal(verb, parsed.target))
     return found, parsed
 
 
@@ -344,19 +345,26 @@ def _parser(verb: str) -> ArgumentParser:
     return parser
 
 
-def _modality(verb: str, rest: list[str]):  # type: ignore[no-untyped-def]
-    """The modality that the first word names, so that `--help` shows its options; `None` when it names none."""
-    from perrin.modalities import modality, names
+def _modality(verb: str, rest: list[str]) -> tuple[Modality, str]:
+    """The modality that a command concerns, and the word that says so.
+
+    The first word may name it, so that `--help` shows its options alone. Else the options of all modalities are read, to
+    find the word; where two have an option of one name, the later one's description is shown.
+    """
+    from perrin.modalities import modalities, modality, modality_for_file, modality_of, names
 
     word = rest[0] if rest and not rest[0].startswith("-") else ""
     head = word.partition("/")[0]
-    return modality(head) if verb in _TARGETS and "/" in word and head in names() else None
-
-
-def _all_modalities():  # type: ignore[no-untyped-def]
-    from perrin.modalities import modalities
-
-    return list(modalities().values())
+    if verb in _TARGETS and "/" in word and head in names():
+        return modality(head), word
+    parser = _parser(verb)
+    parser.conflict_handler = "resolve"
+    for each in modalities().values():
+        each.add_arguments(verb, parser)
+    parsed = parser.parse_args(rest)
+    if verb in _TARGETS:
+        return modality_of(parsed.target), parsed.target
+    return modality_for_file(parsed.file, verb), parsed.file
 
 
 @contextmanager

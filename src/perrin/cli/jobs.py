@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 
 if TYPE_CHECKING:
     from perrin.run.shards import RunFolder, ShardedJob
@@ -203,7 +203,7 @@ def _job_of(folder: RunFolder) -> ShardedJob:
 def _start(folder: RunFolder, engine: str, processes: int | None, indices: str | None = None) -> None:
     if engine == "none":
         each = f"'perrin run shard {_short(folder)} N' makes one, 'perrin run work {_short(folder)}' all that are free"
-        print(f"{len(folder.missing())} shards to make: {each}")
+        print(f"{counted(len(folder.missing()), 'shards')} to make: {each}")
         return
     if engine == "local":
         from perrin.run.local import run_locally
@@ -268,7 +268,9 @@ def _status(folder: RunFolder) -> int:
             groups.setdefault("to do", []).append(shard)
     total, made = folder.content["items"], sum(len(s.items) for s in groups.get("done", ()))
     print(f"perrin {shlex.join(folder.content['argv'])}")
-    print(f"{made} of {total} {folder.content['items_name']}, {len(folder.shards)} shards")
+    print(
+        f"{made} of {counted(total, folder.content['items_name'])}, {counted(len(folder.shards), 'shards')}"
+    )
     for name, shards in groups.items():
         print(f"  {name:<12}  {len(shards):>5}  {numbers(shards)}")
     for line in lines[:20]:
@@ -326,13 +328,13 @@ def _merge(folder: RunFolder, out: str | None) -> int:
     if output is not None and output.is_dir():
         raise PerrinError(f"expected an output file, given the directory {out}: add a file name")
     path = folder.merge(_job_of(folder), output)
-    print(f"{folder.content['items']} {folder.content['items_name']} in {path}")
+    print(f"{counted(folder.content['items'], folder.content['items_name'])} in {path}")
     return 0
 
 
 def _done(folder: RunFolder) -> str:
     made = sum(len(s.items) for s in folder.shards) - sum(len(s.items) for s in folder.missing())
-    return f"{made} of {folder.content['items']} {folder.content['items_name']} are made"
+    return f"{made} of {counted(folder.content['items'], folder.content['items_name'])} made"
 
 
 def _short(folder: RunFolder) -> str:

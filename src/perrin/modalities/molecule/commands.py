@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.device import choose_device
 
@@ -82,7 +82,8 @@ def sample(a: Namespace) -> None:
         kept = [m for m in whole if "smiles" in m.properties]
         if len(kept) < len(whole):
             print(
-                f"left out {len(whole) - len(kept)} invalid molecules, which have no SMILES", file=sys.stderr
+                f"left out {counted(len(whole) - len(kept), 'invalid molecules')}, which have no SMILES",
+                file=sys.stderr,
             )
     else:
         kept = whole
@@ -105,13 +106,14 @@ def sample(a: Namespace) -> None:
     if a.n > len(done):
         rate = (a.n - len(done)) / seconds
         print(
-            f"{len(kept)} molecules in {output}: {seconds:.1f} s, {rate:.1f} molecules/s, {plan.nfe} evaluations each"
+            f"{counted(len(kept), 'molecules')} in {output}: {seconds:.1f} s, {rate:.1f} molecules/s, "
+            f"{counted(plan.nfe, 'evaluations')} each"
         )
     else:
-        print(f"{len(kept)} molecules in {output}, all from unfinished work")
+        print(f"{counted(len(kept), 'molecules')} in {output}, all from unfinished work")
     metrics = _evaluate(whole, label=a.target) if a.evaluate else None
     if a.view:
-        _page(a.view, whole, f"{a.target}, {a.n} molecules", metrics, content)
+        _page(a.view, whole, f"{a.target}, {counted(a.n, 'molecules')}", metrics, content)
         print(f"3D views in {a.view}")
 
 
@@ -245,7 +247,7 @@ def train(a: Namespace) -> None:
     names = list(dict.fromkeys([*held, *_names(a.conditions)]))
     vocabulary, buckets, skipped = training_data(a, vocabulary, names)
     if skipped:
-        print(f"left out {skipped} molecules that the model cannot express", file=sys.stderr)
+        print(f"left out {counted(skipped, 'molecules')} that the model cannot express", file=sys.stderr)
     vocabulary = dataclasses.replace(
         vocabulary, size_counts=size_counts(buckets)
     )  # it samples sizes like the new data
@@ -299,7 +301,7 @@ def train(a: Namespace) -> None:
         sampling = SamplingOptions(**base.config.get("sampling", {})) if base else SamplingOptions()
         source = Path(a.data).name if a.data else "QM9"
         card = (
-            f"# {out.name}\n\nA molecule model trained on {sum(map(len, buckets))} molecules of {source}"
+            f"# {out.name}\n\nA molecule model trained on {counted(sum(map(len, buckets)), 'molecules')} of {source}"
             f"{', from ' + a.start if a.start else ''}, {options.steps} steps of {options.batch}.\n\n"
             "Metrics: none measured yet; `perrin sample` it and `perrin evaluate` the file.\n"
         )
@@ -403,7 +405,7 @@ def view(a: Namespace) -> None:
     target = Path(a.out) if a.out else bare.with_suffix(".html")
     metrics = judge(molecules, _protocol(molecules, None), label=Path(a.file).name)
     _page(target, molecules, Path(a.file).name, metrics, _provenance(a.file), reference=a.reference)
-    print(f"{len(molecules)} molecules in {target}")
+    print(f"{counted(len(molecules), 'molecules')} in {target}")
 
 
 def _page(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from perrin.bundle import read_config
 from perrin.errors import PerrinError
 from perrin.modalities.molecule import MODALITY
 from perrin.modalities.molecule.properties import Range, Table
@@ -125,13 +126,20 @@ def unconditional(texts: Sequence[str], bundle: str) -> PerrinError:
     own = {}
     for text in texts:
         match = _WISH.fullmatch(text)
-        if match and not difflib.get_close_matches(match["name"].lower(), [r.name.lower() for r in ranges], 1):
+        if match and not difflib.get_close_matches(
+            match["name"].lower(), [r.name.lower() for r in ranges], 1
+        ):
             own[text] = match["name"]
     names = [wish.name for wish in parse_wishes([text for text in texts if text not in own], ranges)]
     names = list(dict.fromkeys([*names, *own.values()]))
     source = "molecule/mine --data mine.sdf" if own else "molecule/qm9"
-    have = [name for name in MODALITY.bundles() if MODALITY.read_config(name)["model"].get("ranges")]
-    use = f"use molecule/{' or molecule/'.join(have)}, or train one" if have else "none that ships was: train one"
+    folder = MODALITY.bundle_folder()
+    have = [name for name in MODALITY.bundles() if read_config(folder / name)["model"].get("ranges")]
+    use = (
+        f"use molecule/{' or molecule/'.join(have)}, or train one"
+        if have
+        else "none that ships was: train one"
+    )
     return PerrinError(
         f"expected a bundle that was trained with properties for --want, given {bundle}, which was not; {use} (perrin train "
         f"{source} --from molecule/qm9 --conditions {','.join(names)} --out runs/wishes)"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 
 
 def kind_of(path: str | Path) -> str:
@@ -124,7 +124,7 @@ def _jets(a: Namespace) -> None:
     words = {"generator": "Pythia 8, Monash, 13 TeV, and FastJet, anti-kT R = 0.4", "class": a.kind}
     write_jets(a.out, whole, words | {"seed": str(a.seed)})
     _finish(a, key)
-    print(f"{a.n} {a.kind} jets in {a.out}")
+    print(f"{counted(a.n, a.kind + ' jets')} in {a.out}")
 
 
 def _kolmogorov(a: Namespace) -> None:
@@ -142,7 +142,7 @@ def _kolmogorov(a: Namespace) -> None:
     made = trajectories(flow, [parts[k]["vorticity"] for k in range(chunks)], a.interval)
     write_flow(a.out, Trajectories(made.vorticity[: a.n], made.interval, made.words))
     _finish(a, key)
-    print(f"{a.n} trajectories of {a.times} states in {a.out}")
+    print(f"{counted(a.n, 'trajectories')} of {counted(a.times, 'states')} in {a.out}")
 
 
 def _showers(a: Namespace) -> None:
@@ -155,7 +155,7 @@ def _showers(a: Namespace) -> None:
     whole = Showers(np.concatenate([s.incident for s in sets]), np.concatenate([s.voxels for s in sets]))
     write_showers(a.out, whole, {"source": ", ".join(Path(f).name for f in a.file)})
     low, high = whole.incident.min() / 1000, whole.incident.max() / 1000
-    print(f"{len(whole)} showers of {low:.3g} to {high:.3g} GeV in {a.out}")
+    print(f"{counted(len(whole), 'showers')} of {low:.3g} to {high:.3g} GeV in {a.out}")
 
 
 _STATE: dict[str, Any] = {}

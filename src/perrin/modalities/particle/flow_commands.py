@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 from perrin.run.device import choose_device
 
 
@@ -17,8 +17,6 @@ def _model(a: Namespace) -> Any:
     from perrin.modalities import find_bundle, load
 
     model = load(str(find_bundle(a.target)), device=choose_device(a.device))
-    if model.kind != "flow":
-        raise PerrinError(f"expected a model of a flow, given {a.target}: use perrin sample for {model.kind}")
     model.precision, model.mode = a.precision, a.mode
     return model
 
@@ -57,7 +55,8 @@ def simulate(a: Namespace) -> None:
     _record(a, model, options, seconds)
     each = 1000 * seconds / (found.shape[0] * found.shape[1] * a.intervals)
     print(
-        f"{a.n} runs from each of {len(found)} states in {a.out}: {seconds:.1f} s, {each:.3g} ms for a state"
+        f"{counted(a.n, 'runs')} from each of {counted(len(found), 'states')} in {a.out}: "
+        f"{seconds:.1f} s, {each:.3g} ms for a state"
     )
 
 
@@ -110,7 +109,8 @@ def invert(a: Namespace) -> None:
     _record(a, model, options, seconds)
     error = (torch.cat(parts) - truth).square().mean().sqrt() / model.config.scale
     print(
-        f"{a.n} fields for each of {len(given)} measurements in {a.out}: {seconds:.1f} s; error of a sample {error:.3f} σ"
+        f"{counted(a.n, 'fields')} for each of {counted(len(given), 'measurements')} in {a.out}: "
+        f"{seconds:.1f} s; error of a sample {error:.3f} σ"
     )
 
 

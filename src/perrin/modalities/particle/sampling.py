@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 from perrin.run.device import choose_device
 
 _STATE: dict[str, Any] = {}
@@ -49,10 +49,6 @@ def sample(a: Namespace) -> None:
     pt, mass = parse_range(a.pt, "--pt"), parse_range(a.mass, "--mass")
     device = choose_device(a.device)
     model = load(str(find_bundle(a.target)), device=device)
-    if model.kind == "flow":
-        raise PerrinError(
-            f"expected a model of showers or jets, given {a.target}: use perrin simulate for flows"
-        )
     check_options(model.kind, energy=energy, kind=a.kind, pt=pt, mass=mass)
     model.precision, model.mode = a.precision, a.mode
     options = model.sampling.changed(steps=a.steps, solver=a.solver)
@@ -125,7 +121,9 @@ def sample(a: Namespace) -> None:
     write_record(output.with_name(output.name + ".run.json"), content)
     store.remove()
     rate = f", {1000 * seconds / len(left):.3g} ms each" if left else ", all from unfinished work"
-    print(f"{a.n} {model.kind} in {output}: {seconds:.1f} s{rate}, {first.nfe} + {plan.nfe} evaluations")
+    print(
+        f"{counted(a.n, model.kind)} in {output}: {seconds:.1f} s{rate}, {first.nfe} + {plan.nfe} evaluations"
+    )
     if a.view:
         from perrin.modalities.particle.view import write_page
 

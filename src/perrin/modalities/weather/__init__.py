@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,10 @@ class WeatherModality(Modality):
         from perrin.modalities.weather import models
 
         return models.load(bundle, device=device)
+
+    def works(self, verb: str, model: Mapping[str, Any]) -> bool:
+        """Observations are of the sea's temperature so far."""
+        return verb != "assimilate" or model.get("kind") == "sst"
 
     def forecast(self, arguments: Namespace) -> None:
         """Roll out an ensemble."""

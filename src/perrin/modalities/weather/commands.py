@@ -6,7 +6,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, counted
 
 
 def verify(a: Namespace) -> None:
@@ -61,7 +61,7 @@ def data(a: Namespace) -> None:
         "comment": f"anomalies are from the means of the calendar months of {a.years}",
     }
     write_fields(a.out, sst.dataset(), words)
-    print(f"{len(sst.times)} months, {int(sst.sea.sum())} cells of sea in {a.out}")
+    print(f"{counted(len(sst.times), 'months')}, {counted(int(sst.sea.sum()), 'cells')} of sea in {a.out}")
 
 
 def speedy(a: Namespace) -> None:

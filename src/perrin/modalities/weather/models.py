@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities import find_bundle
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
@@ -93,10 +93,9 @@ def forecast(a: Namespace) -> None:
     )
     form = "%Y-%m" if model.unit == "months" else "%Y-%m-%d %H:%M"
     when = " to ".join(dict.fromkeys(s.time.strftime(form) for s in (starts[0], starts[-1])))
+    length = counted(int(leads * step), model.unit)
     went = f", {there} from unfinished work" if there else ""
-    print(
-        f"{a.members} members from {when}, {leads * step:g} {model.unit}, in {a.out}: {seconds:.1f} s{went}"
-    )
+    print(f"{counted(a.members, 'members')} from {when}, {length}, in {a.out}: {seconds:.1f} s{went}")
 
 
 def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float]:
@@ -140,10 +139,7 @@ def assimilate(a: Namespace) -> None:
     """`perrin assimilate weather/… --observations FILE.csv -o FILE`."""
     check_path(a.out)
     model = load(read_bundle(find_bundle(a.target)))
-    if not isinstance(model, SSTModel):
-        raise PerrinError(
-            f"expected a model of sea surface temperature, given {a.target}: it is the only one so far"
-        )
+    assert isinstance(model, SSTModel)  # `WeatherModality.works`
     months = read_observations(a.observations, a.error)
     for month in months:  # said before the work, which may take long
         nearest(model.places, (month.latitude, month.longitude))
@@ -165,7 +161,7 @@ def assimilate(a: Namespace) -> None:
         ),
     )
     seconds = time.perf_counter() - begin
-    print(f"{a.members} members of {len(months)} months in {a.out}: {seconds:.1f} s")
+    print(f"{counted(a.members, 'members')} of {counted(len(months), 'months')} in {a.out}: {seconds:.1f} s")
 
 
 def parse_months(text: str) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, counted
 from perrin.modalities.molecule.files import read_molecules
 from perrin.modalities.molecule.ranking.columns import COLUMNS
 from perrin.modalities.molecule.ranking.identity import read_known
@@ -47,7 +47,10 @@ def run(a: Namespace) -> None:
         parse_where(text, items)
     known = read_known(a.reference, options.workers) if a.reference else None
     if known is not None and known.skipped:
-        print(f"left out {known.skipped} records of {known.name} that RDKit rejects", file=sys.stderr)
+        print(
+            f"left out {counted(known.skipped, 'records')} of {known.name} that RDKit rejects",
+            file=sys.stderr,
+        )
 
     with ExitStack() as stack:
         ranked = rank(molecules, options, known=known, advance=_Progress(stack))
@@ -106,9 +109,11 @@ def _show(ranked: Ranked, output: Path) -> None:
     if len(ranked.molecules) > SHOWN:
         print(f"the first {SHOWN} of {len(ranked.molecules)}; all are in {output}")
     counts = ranked.counts
-    about = [f"{counts['invalid']} invalid", f"{counts['duplicates']} duplicates"]
+    about = [f"{counts['invalid']} invalid", f"{counted(counts['duplicates'], 'duplicates')}"]
     about += [f"{counts['known']} known"] if "known" in counts else []
-    print(f"{counts['kept']} of {counts['read']} molecules in {output} ({', '.join(about)} among those read)")
+    print(
+        f"{counts['kept']} of {counted(counts['read'], 'molecules')} in {output} ({', '.join(about)} among those read)"
+    )
 
 
 def _beside(path: Path) -> Any:
