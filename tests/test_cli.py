@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -137,6 +138,7 @@ def given(here: Path) -> Path:
     (here / "bad.smi").write_text("C1CC\n")
     (here / "folder.sdf").mkdir()
     (here / "plain").write_text("a file\n")
+    (here / "old.nc").write_text("a forecast of somebody\n")
     (here / "plain.json").write_text("{}")
     (here / "loop.json").write_text(json.dumps({"argv": ["rerun", "loop.json"]}))
     changed = {"path": "plain.json", "sha256": "0" * 64}
@@ -194,10 +196,10 @@ WRONG = {
     "sample other.zip -n 4 -o out.sdf": "config.json",
     "sample molecule/qm9 -n 4 -o folder.sdf": "directory",
     "sample molecule/qm9 -n 4 -o folder.sdf/": "directory",
-    "sample molecule/qm9 -n 4 -o .": "suffix",
+    "sample molecule/qm9 -n 4 -o .": "directory",
     "sample molecule/qm9 -n 4 -o out.pdf": "out.pdf",
     "sample molecule/qm9 -n 4 -o out": ".sdf",
-    "sample molecule/qm9 -n 4 -o plain/out.sdf": "Not a directory",
+    "sample molecule/qm9 -n 4 -o plain/out.sdf": "given the file plain",
     "sample molecule/qm9 -n 4 -o /proc/nowhere/out.sdf": "/proc/nowhere",
     f"sample molecule/qm9 -n 4 -o {'long' * 80}.sdf": "File name too long",
     "sample molecule/qm9 -n 4 -o out.sdf --steps 0": "at least 1 step, given 0",
@@ -235,6 +237,23 @@ WRONG = {
     "evaluate bare.xyz --fcd": "bonds",
     "view missing.sdf": "missing.sdf",
     "view good.sdf -o folder.sdf": "directory",
+    # what would be lost, or go where nobody looks for it
+    "sample molecule/qm9 -n 4 -o good.sdf": "given good.sdf, which this command did not make",
+    "sample molecule/qm9 -n 4 -o out.sdf --view plain": "--overwrite, given plain",
+    "sample molecule/qm9 -n 4 -o 'a b'/c/out.sdf": "mkdir -p 'a b/c'",
+    "sample molecule/qm9 -n 4 -o out.sdf --view new/page.html": "mkdir -p new",
+    "sample molecule/qm9 -n 4 -o /dev/null": "which is a device",
+    "evaluate good.sdf --json plain.json": "--overwrite, given plain.json",
+    "evaluate good.sdf --json new/good.json": "mkdir -p new",
+    "view good.sdf -o plain": "--overwrite, given plain",
+    "rank good.sdf -o text.sdf": "--overwrite, given text.sdf",
+    "vary good.sdf -n 1 -o good.sdf": "--overwrite, given good.sdf",
+    "edit good.sdf --keep 1 -n 1 -o good.sdf": "--overwrite, given good.sdf",
+    "conformers good.sdf -n 1 -o good.sdf": "--overwrite, given good.sdf",
+    "forecast weather/sst -o old.nc": "--overwrite, given old.nc",
+    "data weather/sst --file a.nc -o old.nc": "--overwrite, given old.nc",
+    "data particle/kolmogorov -o new/a.h5": "mkdir -p new",
+    "verify old.nc old.nc --json plain.json": "--overwrite, given plain.json",
     "train molecule/soup --out run": "--data",
     "train molecule/qm9 --data good.sdf": "--out",
     "train molecule/qm9 --data missing.sdf --out run": "missing.sdf",
@@ -274,7 +293,7 @@ def test_what_is_wrong_is_said_in_one_line(
     given: Path, capfd: pytest.CaptureFixture[str], command: str
 ) -> None:
     before = files(given)
-    assert main(command.split()) == 2
+    assert main(shlex.split(command)) == 2
     captured = capfd.readouterr()
     assert WRONG[command] in one_line(captured.err)
     assert files(given) == before, "nothing is left behind"
@@ -450,8 +469,8 @@ def test_evaluating_and_viewing(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert content["protocols"]["bonds"]["metrics"]["valid_connected"]["value"] == 1.0
     assert "bonds" in capsys.readouterr().out
     pytest.importorskip("tblite")
-    assert main("evaluate good.sdf --protocol bonds --relax 2 --fmax 0.1 --json good.json".split()) == 0  # noqa: SIM905
-    relaxed = json.loads((here / "good.json").read_text())["measures"]["relax"]
+    assert main("evaluate good.sdf --protocol bonds --relax 2 --fmax 0.1 --json relaxed.json".split()) == 0  # noqa: SIM905
+    relaxed = json.loads((here / "relaxed.json").read_text())["measures"]["relax"]
     assert relaxed["settings"]["count"] == 2
     assert 0 < relaxed["metrics"]["rmsd"]["value"] < 0.5
     assert "kcal/mol" in capsys.readouterr().out
@@ -469,6 +488,66 @@ def test_a_view_and_metrics_with_the_sample(here: Path, capsys: pytest.CaptureFi
 def test_other_formats(here: Path, suffix: str) -> None:
     assert main(f"sample molecule/qm9 -n 3 --steps 1 -o out{suffix}".split()) == 0
     assert len(read_molecules(f"out{suffix}")) == 3
+
+
+# what is there already
+
+
+def test_a_command_replaces_what_it_made_itself(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "sample molecule/qm9 -n 2 --steps 1 --atoms 9 -o out.sdf --view page.html".split()  # noqa: SIM905
+    other = [*words, "--seed", "1"]
+    assert main(words) == 0
+    first = files(here)
+
+    def refused(*words: str) -> str:
+        before = files(here)
+        capsys.readouterr()
+        assert main(words) == 2
+        assert files(here) == before
+        return one_line(capsys.readouterr().err)
+
+    assert "which 'perrin sample molecule/qm9 -n 2" in refused(*other)
+    assert main(words) == 0
+    # the same settings in other words: what changes speed alone is none
+    assert (
+        main("sample --batch 7 --steps 1 --workers 1 --out out.sdf --atoms 9 -n 2 molecule/qm9".split()) == 0
+    )  # noqa: SIM905
+    assert files(here)["out.sdf"] == first["out.sdf"]
+    assert "page.html" in refused(*words), "that command had no page"
+    assert main([*other, "--overwrite"]) == 0
+    assert files(here)["out.sdf"] != first["out.sdf"]
+    record = json.loads((here / "out.sdf.run.json").read_text())
+    assert record["argv"] == other, "a rerun takes no liberties"
+    assert main(other) == 0
+
+    with open("out.sdf", "a") as file:
+        file.write("\n")
+    assert "which has changed since this command made it" in refused(*other)
+    (here / "out.sdf.run.json").unlink()
+    assert "which this command did not make" in refused(*other)
+    assert main([*other, "--dry-run"]) == 0, "it writes nothing"
+
+
+def test_every_output_has_a_record(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sdf(here / "good.sdf", [add_geometry("CCO"), add_geometry("C")])
+    outputs = {
+        "view good.sdf": "good.html",
+        "evaluate good.sdf --json good.json": "good.json",
+        "rank good.sdf": "good.ranked.sdf",
+        "vary good.sdf --strength 0 -n 1 -o like.sdf": "like.sdf",
+    }
+    for command, name in outputs.items():
+        for _ in range(2):
+            assert main(command.split()) == 0
+        record = json.loads((here / f"{name}.run.json").read_text())
+        assert record["argv"] == command.split()
+        capsys.readouterr()
+        assert main(["rerun", f"{name}.run.json"]) == 0
+        assert capsys.readouterr().out.startswith(f"perrin {command}\n")
+        changed = f"{command} --workers 1 --top 1" if command.startswith("rank") else None
+        if changed:
+            assert main(changed.split()) == 2
+            assert "which 'perrin rank good.sdf' made" in one_line(capsys.readouterr().err)
 
 
 # stopping and going on

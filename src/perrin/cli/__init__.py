@@ -45,6 +45,12 @@ VERBS = {
 _TARGETS = ("sample", "simulate", "invert", "data", "train", "forecast", "assimilate")
 """Verbs whose first word names a modality; that of others is a file."""
 
+_WRITERS = (
+    "sample", "edit", "vary", "conformers", "simulate", "invert", "data", "evaluate", "rank", "forecast", "assimilate",
+    "verify", "view",
+)  # fmt: skip
+"""Verbs whose outputs may be there already; `train` goes on in its folder."""
+
 _SYSTEM = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -167,7 +173,7 @@ def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
     parser = _parser(verb)
     found.add_arguments(verb, parser)
     parsed = parser.parse_args(rest)
-    parsed.argv = list(argv)
+    parsed.argv = [word for word in argv if word != "--overwrite"]  # what a record repeats
     if verb in BUNDLE_VERBS and verb not in bundle_verbs(parsed.target):
         raise PerrinError(refusal(verb, parsed.target))
     return found, parsed
@@ -175,9 +181,17 @@ def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
 
 def execute(argv: Sequence[str]) -> None:
     """Run a command of a modality; errors and interruptions are raised."""
+    from perrin.run.outputs import check_outputs, is_recorded, record_path
+
     found, parsed = parse(argv)
+    outputs = [] if getattr(parsed, "dry_run", False) else found.outputs(argv[0], parsed)
+    check_outputs(outputs, parsed)
     with _terminate_as_interrupt():
         getattr(found, argv[0])(parsed)
+    if outputs and outputs[0].exists() and not is_recorded(outputs[0], parsed):
+        from perrin.run.record import record, write_record
+
+        write_record(record_path(outputs[0]), record(argv[0], parsed))
 
 
 def _joined(words: list[str]) -> list[str]:
@@ -342,6 +356,12 @@ def _parser(verb: str) -> ArgumentParser:
         parser.add_argument("-o", "--out", metavar="FILE.html", help="where to (default: beside the file)")
     elif verb == "rerun":
         parser.add_argument("file", help="a run.json")
+    if verb in _WRITERS:
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="replace an output that another command made, or nobody knows who",
+        )
     return parser
 
 

@@ -81,7 +81,8 @@ def submit(arguments: Sequence[str], parser: ArgumentParser) -> int:
         raise PerrinError(f"expected a folder for -o, given the file {out}: choose another name")
     if a.engine == "slurm" and not a.dry_run:
         _need_sbatch()
-    argv, job, whole = _job([*verb_words, *(["--out", a.out] if a.out else [])])
+    argv = [*verb_words, *(["--out", a.out] if a.out else [])]
+    job, whole = _job(argv, named=bool(a.run))
     if whole and argv[0] != "train" and not a.run:
         raise PerrinError(
             f"expected --run DIR with '{argv[0]}', which is not cut into shards, given none: add --run run/"
@@ -110,6 +111,9 @@ def run(arguments: Sequence[str], parser: ArgumentParser) -> int:
     parser.add_argument("numbers", nargs="*", type=int, metavar="N", help="shard: which")
     parser.add_argument("-o", "--out", metavar="FILE", help="merge: where to (default: in the folder)")
     parser.add_argument(
+        "--overwrite", action="store_true", help="merge: replace an output that is of something else"
+    )
+    parser.add_argument(
         "--engine", choices=("slurm", "local"), help="resume: by other means than it was submitted"
     )
     parser.add_argument("--processes", type=int, metavar="N", help="resume: local processes at a time")
@@ -126,7 +130,7 @@ def run(arguments: Sequence[str], parser: ArgumentParser) -> int:
     if a.action == "resume":
         return _resume(folder, a.engine, a.processes)
     if a.action == "merge":
-        return _merge(folder, a.out)
+        return _merge(folder, a.out, a.overwrite)
     job = _job_of(folder)
     if a.action == "work":
         folder.work(job)
@@ -151,13 +155,16 @@ def _with_values(words: list[str]) -> list[str]:
     return out
 
 
-def _job(argv: list[str]) -> tuple[list[str], ShardedJob, bool]:
-    """The verb's command, its job, and whether it is one that is not cut."""
+def _job(argv: list[str], *, named: bool) -> tuple[ShardedJob, bool]:
+    """The verb's job, and whether it is one that is not cut; `named`: its output is another than the run's folder."""
     from perrin.cli import parse
+    from perrin.run.outputs import check_outputs
 
     modality, arguments = parse(argv)
+    if named:
+        check_outputs(modality.outputs(argv[0], arguments), arguments)
     job = modality.shards(argv[0], arguments)
-    return argv, job or _whole(argv), job is None
+    return job or _whole(argv), job is None
 
 
 def _whole(argv: Sequence[str]) -> ShardedJob:
@@ -323,13 +330,26 @@ def _resume(folder: RunFolder, engine: str | None, processes: int | None) -> int
     return 0
 
 
-def _merge(folder: RunFolder, out: str | None) -> int:
+def _merge(folder: RunFolder, out: str | None, overwrite: bool) -> int:
+    from perrin.run.outputs import check_free, check_place
+
     output = Path(out).absolute() if out else None
-    if output is not None and output.is_dir():
-        raise PerrinError(f"expected an output file, given the directory {out}: add a file name")
-    path = folder.merge(_job_of(folder), output)
+    job = _job_of(folder)  # in the folder where the run was submitted
+    named = output or _named(folder)
+    if named is not None:
+        check_place(named)
+        manifest = str(folder.path / "manifest.json")
+        check_free(named, lambda content: content.get("manifest") == manifest, overwrite=overwrite)
+    path = folder.merge(job, output)
     print(f"{counted(folder.content['items'], folder.content['items_name'])} in {path}")
     return 0
+
+
+def _named(folder: RunFolder) -> Path | None:
+    """The output that the submitted command names, where that is not the run's folder itself."""
+    argv: list[str] = folder.content["argv"]
+    out = Path(argv[argv.index("--out") + 1]).absolute() if "--out" in argv else folder.path
+    return None if out == folder.path else out
 
 
 def _done(folder: RunFolder) -> str:

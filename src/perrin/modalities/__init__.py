@@ -108,6 +108,15 @@ class Modality(ABC):
         """`perrin verify`; `arguments` has file, truth and json."""
         self._refuse("verify")
 
+    def outputs(self, verb: str, arguments: Namespace) -> list[Path]:
+        """Files that a verb will write, the main one first: they are looked at before any work (`perrin.run.outputs`)."""
+        if verb == "train":  # makes a folder, and goes on in it
+            return []
+        if verb == "view" and not arguments.out:
+            return [page_beside(arguments.file)]
+        given = (getattr(arguments, name, None) for name in ("out", "view", "json"))
+        return [Path(name) for name in given if name]
+
     def shards(self, verb: str, arguments: Namespace) -> ShardedJob | None:
         """How `perrin submit` cuts a verb's work; `None`: it runs whole, as one job. `arguments` are those of the verb."""
         return None
@@ -217,6 +226,12 @@ def modality_for_file(path: str | Path, verb: str = "view") -> Modality:
         if suffix in candidate.suffixes and candidate.supports(verb):
             return candidate
     raise PerrinError(refusal(verb, str(path)))
+
+
+def page_beside(path: str | Path) -> Path:
+    """Where `perrin view` writes, unless told."""
+    path = Path(path)
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).with_suffix(".html")
 
 
 def refusal(verb: str, given: str) -> str:

@@ -30,6 +30,7 @@ def sample(a: Namespace) -> None:
     """`perrin sample molecule/… -n N -o FILE`: resumable, in as many processes as the machine has cores."""
     from perrin.core.plan import plan_table
     from perrin.modalities.molecule.files import check_suffix, write_molecules
+    from perrin.run.outputs import record_path
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
@@ -38,8 +39,6 @@ def sample(a: Namespace) -> None:
     check_counts(n=a.n)
     output = Path(a.out)
     check_suffix(output)
-    if a.view and Path(a.view).is_dir():
-        raise PerrinError(f"expected a file for --view, given the directory {a.view}: add a file name")
     work = prepare_sampling(a)
     model, options, plan, batch, device, key = (
         work.model, work.options, work.plan, work.batch, work.device, work.key,
@@ -101,7 +100,7 @@ def sample(a: Namespace) -> None:
             "device": device,
         },
     )
-    write_record(output.with_name(output.name + ".run.json"), content)
+    write_record(record_path(output), content)
     store.remove()
     if a.n > len(done):
         rate = (a.n - len(done)) / seconds
@@ -350,8 +349,6 @@ def evaluate(a: Namespace) -> None:
     if a.like not in (None, "qm9"):
         raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
     check_counts(workers=a.workers)
-    if a.json and Path(a.json).is_dir():  # said before the work, which may take long
-        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
     measures = _measures(a)
     molecules = read_molecules(a.file)
     data = qm9_reference() if a.like or a.all or measures.needs_reference else None
@@ -396,15 +393,15 @@ def _measures(a: Namespace) -> Measures:
 
 def view(a: Namespace) -> None:
     """`perrin view FILE`: one HTML page beside it."""
+    from perrin.modalities import page_beside
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.metrics import evaluate as judge
-    from perrin.modalities.molecule.textfile import is_packed
+    from perrin.run.outputs import read_record
 
     molecules = read_molecules(a.file)
-    bare = Path(a.file).with_suffix("") if is_packed(a.file) else Path(a.file)
-    target = Path(a.out) if a.out else bare.with_suffix(".html")
+    target = Path(a.out) if a.out else page_beside(a.file)
     metrics = judge(molecules, _protocol(molecules, None), label=Path(a.file).name)
-    _page(target, molecules, Path(a.file).name, metrics, _provenance(a.file), reference=a.reference)
+    _page(target, molecules, Path(a.file).name, metrics, read_record(a.file) or None, reference=a.reference)
     print(f"{counted(len(molecules), 'molecules')} in {target}")
 
 
@@ -500,16 +497,6 @@ def _page_metrics(result: dict[str, Any] | None) -> dict[str, Any] | None:
             for name, m in content["metrics"].items()
         }
     return out
-
-
-def _provenance(path: str) -> dict[str, Any] | None:
-    import json
-
-    beside = Path(path + ".run.json")
-    try:
-        return dict(json.loads(beside.read_text())) if beside.is_file() else None
-    except ValueError:
-        return None
 
 
 def _atoms(text: str | None) -> tuple[int, int] | None:

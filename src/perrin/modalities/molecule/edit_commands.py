@@ -287,6 +287,7 @@ def _finish(
     store: PartialStore,
 ) -> None:
     from perrin.modalities.molecule.files import write_molecules
+    from perrin.run.outputs import record_path
     from perrin.run.record import record, write_record
 
     write_molecules(output, molecules)
@@ -297,7 +298,7 @@ def _finish(
         sampling=options.to_json(),
         result=result | {"seconds": round(time.perf_counter() - begin, 2), "device": str(model.device)},
     )
-    write_record(output.with_name(output.name + ".run.json"), content)
+    write_record(record_path(output), content)
     store.remove()
 
 

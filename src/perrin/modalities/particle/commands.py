@@ -38,8 +38,6 @@ def evaluate(a: Namespace) -> None:
     from perrin.run.atomic import write_json
 
     check_counts(splits=a.splits)
-    if a.json and Path(a.json).is_dir():
-        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
     kind = kind_of(a.file)
     if not a.like:
         raise PerrinError(f"expected --like with a file of true {kind}, given none")
@@ -82,9 +80,10 @@ def compare(
 
 def view(a: Namespace) -> None:
     """`perrin view FILE`: one HTML page of plots beside it."""
+    from perrin.modalities import page_beside
     from perrin.modalities.particle.view import write_page
 
-    out = a.out or str(Path(a.file).with_suffix(".html"))
+    out = a.out or page_beside(a.file)
     write_page(out, Path(a.file), a.beside)
     print(f"plots in {out}")
 
@@ -202,9 +201,9 @@ def _chunks(
 
 
 def _finish(a: Namespace, key: dict[str, Any]) -> None:
+    from perrin.run.outputs import record_path
     from perrin.run.partial import PartialStore
     from perrin.run.record import record, write_record
 
-    content = record("data", a)
-    write_record(Path(a.out).with_name(Path(a.out).name + ".run.json"), content)
+    write_record(record_path(a.out), record("data", a))
     PartialStore(a.out, key).remove()

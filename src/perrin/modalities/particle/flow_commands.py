@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,9 +114,9 @@ def invert(a: Namespace) -> None:
 
 
 def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
+    from perrin.run.outputs import record_path
     from perrin.run.record import record, write_record
 
-    out = Path(a.out)
     content = record(
         a.argv[0],
         a,
@@ -125,4 +124,4 @@ def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
         sampling=options.to_json(),
         result={"seconds": round(seconds, 2)},
     )
-    write_record(out.with_name(out.name + ".run.json"), content)
+    write_record(record_path(a.out), content)

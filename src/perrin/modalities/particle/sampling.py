@@ -39,6 +39,7 @@ def sample(a: Namespace) -> None:
     """See the module's text."""
     from perrin.core.plan import plan_table
     from perrin.modalities import find_bundle, load
+    from perrin.run.outputs import record_path
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
@@ -68,8 +69,6 @@ def sample(a: Namespace) -> None:
         wish = Wish(kind=a.kind or model.config.classes[0], pt=pt, mass=mass)
         model.check(wish)
     check_suffix(output)
-    if a.view and Path(a.view).is_dir():
-        raise PerrinError(f"expected a file for --view, given the directory {a.view}: add a file name")
     if a.dry_run:
         print(plan_table(first) + "\n" + plan_table(plan))
         return
@@ -118,7 +117,7 @@ def sample(a: Namespace) -> None:
         sampling=options.to_json(),
         result=result,
     )
-    write_record(output.with_name(output.name + ".run.json"), content)
+    write_record(record_path(output), content)
     store.remove()
     rate = f", {1000 * seconds / len(left):.3g} ms each" if left else ", all from unfinished work"
     print(

@@ -18,8 +18,6 @@ def verify(a: Namespace) -> None:
     from perrin.modalities.weather.verify import verify as compute
     from perrin.run.atomic import write_json
 
-    if a.json and Path(a.json).is_dir():  # said before the work, which may take long
-        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
     options = VerifyOptions(
         against=tuple(a.against or ()),
         thresholds=tuple(a.threshold or ()),

@@ -22,6 +22,7 @@ from perrin.modalities.weather.infill import nearest
 from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.run.device import choose_device
+from perrin.run.outputs import record_path
 from perrin.run.pool import cpu_count
 from perrin.run.record import record, write_record
 
@@ -81,9 +82,8 @@ def forecast(a: Namespace) -> None:
     }
     there = rollout(model, starts, options, a.out, words)
     seconds = time.perf_counter() - begin
-    out = Path(a.out)
     write_record(
-        out.with_name(out.name + ".run.json"),
+        record_path(a.out),
         record(
             "forecast",
             a,
@@ -151,9 +151,8 @@ def assimilate(a: Namespace) -> None:
         "comment": f"observations of {Path(a.observations).name}",
     }
     rollout(SSTInfill(model), months, options, a.out, words)
-    out = Path(a.out)
     write_record(
-        out.with_name(out.name + ".run.json"),
+        record_path(a.out),
         record(
             "assimilate",
             a,

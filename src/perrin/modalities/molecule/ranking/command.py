@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from perrin.errors import PerrinError, counted
+from perrin.modalities.molecule import ranked_beside
 from perrin.modalities.molecule.files import read_molecules
 from perrin.modalities.molecule.ranking.columns import COLUMNS
 from perrin.modalities.molecule.ranking.identity import read_known
 from perrin.modalities.molecule.ranking.rank import Ranked, RankOptions, rank
 from perrin.modalities.molecule.ranking.table import check_table, write_table
 from perrin.modalities.molecule.ranking.wishes import parse_keys, parse_where
+from perrin.run.outputs import read_record, record_path
 from perrin.run.pool import cpu_count
 from perrin.run.progress import progress
 from perrin.run.record import file_digest, record, write_record
@@ -26,7 +26,7 @@ SHOWN = 10
 def run(a: Namespace) -> None:
     """Read, rank, write, and show the best."""
     source = Path(a.file)
-    output = Path(a.out) if a.out else source.with_name(f"{source.stem}.ranked.sdf")
+    output = Path(a.out) if a.out else ranked_beside(source)
     check_table(output)
     if output.resolve() == source.resolve():
         raise PerrinError(f"expected another file for -o than the input, given {output}: choose another name")
@@ -63,12 +63,12 @@ def run(a: Namespace) -> None:
     content = record(
         "rank",
         a,
-        source={"path": str(source), "sha256": file_digest(source), "run": _beside(source)},
+        source={"path": str(source), "sha256": file_digest(source), "run": read_record(source) or None},
         reference=None if known is None else {"name": known.name, "molecules": known.count},
         units={c: COLUMNS[c].unit for c in ranked.columns if c in COLUMNS and COLUMNS[c].unit},
         result=ranked.counts,
     )
-    write_record(output.with_name(output.name + ".run.json"), content)
+    write_record(record_path(output), content)
     _show(ranked, output)
 
 
@@ -114,11 +114,3 @@ def _show(ranked: Ranked, output: Path) -> None:
     print(
         f"{counts['kept']} of {counted(counts['read'], 'molecules')} in {output} ({', '.join(about)} among those read)"
     )
-
-
-def _beside(path: Path) -> Any:
-    """The `run.json` of the input, so that the record tells the whole story."""
-    try:
-        return json.loads(path.with_name(path.name + ".run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
