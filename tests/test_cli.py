@@ -247,11 +247,12 @@ WRONG = {
     "evaluate good.sdf --json new/good.json": "mkdir -p new",
     "view good.sdf -o plain": "--overwrite, given plain",
     "rank good.sdf -o text.sdf": "--overwrite, given text.sdf",
-    "vary good.sdf -n 1 -o good.sdf": "--overwrite, given good.sdf",
-    "edit good.sdf --keep 1 -n 1 -o good.sdf": "--overwrite, given good.sdf",
-    "conformers good.sdf -n 1 -o good.sdf": "--overwrite, given good.sdf",
+    "vary good.sdf -n 1 -o good.sdf --overwrite": "another file than the input",
+    "edit good.sdf --keep 1 -n 1 -o text.sdf": "--overwrite, given text.sdf",
+    "conformers good.sdf -n 1 -o text.sdf": "--overwrite, given text.sdf",
     "forecast weather/sst -o old.nc": "--overwrite, given old.nc",
     "data weather/sst --file a.nc -o old.nc": "--overwrite, given old.nc",
+    "data particle/showers --file good.sdf --file old.nc -o old.nc": "another file than the input",
     "data particle/kolmogorov -o new/a.h5": "mkdir -p new",
     "verify old.nc old.nc --json plain.json": "--overwrite, given plain.json",
     "train molecule/soup --out run": "--data",
@@ -509,9 +510,8 @@ def test_a_command_replaces_what_it_made_itself(here: Path, capsys: pytest.Captu
     assert "which 'perrin sample molecule/qm9 -n 2" in refused(*other)
     assert main(words) == 0
     # the same settings in other words: what changes speed alone is none
-    assert (
-        main("sample --batch 7 --steps 1 --workers 1 --out out.sdf --atoms 9 -n 2 molecule/qm9".split()) == 0
-    )  # noqa: SIM905
+    again = "sample --batch 7 --steps 1 --workers 1 --out out.sdf --atoms 9 -n 2 molecule/qm9"
+    assert main(again.split()) == 0
     assert files(here)["out.sdf"] == first["out.sdf"]
     assert "page.html" in refused(*words), "that command had no page"
     assert main([*other, "--overwrite"]) == 0

@@ -105,7 +105,7 @@ def test_flows_are_simulated_and_inverted(folder: Path, tmp_path: Path) -> None:
     assert main(["invert", str(folder / "f"), "--measured", start, "-n", "2", "-o", str(back)]) == 0
     assert read_flow(back).vorticity.shape == (6, 2, 16, 16)
     assert (
-        main(["invert", str(folder / "f"), "--measured", start, "-n", "1", "--blur", "1", "-o", str(back)])
+        main(["invert", str(folder / "f"), "--measured", start, "-n", "1", "--blur", "1", "-o", f"{back}.h5"])
         == 0
     )
     assert main(["view", str(out), "--beside", start, "-o", str(tmp_path / "p.html")]) == 0

@@ -336,7 +336,7 @@ def _merge(folder: RunFolder, out: str | None, overwrite: bool) -> int:
     output = Path(out).absolute() if out else None
     job = _job_of(folder)  # in the folder where the run was submitted
     named = output or _named(folder)
-    if named is not None:
+    if named is not None and not folder.content["slurm"]["whole"]:
         check_place(named)
         manifest = str(folder.path / "manifest.json")
         check_free(named, lambda content: content.get("manifest") == manifest, overwrite=overwrite)

@@ -36,6 +36,10 @@ def check_outputs(paths: Sequence[str | Path], a: Namespace) -> None:
     """
     for i, path in enumerate(map(Path, paths)):
         check_place(path)
+        if any(path.exists() and path.samefile(given) for given in _inputs(a)):
+            raise PerrinError(
+                f"expected another file than the input to write to, given {path}: choose another name"
+            )
         # the same settings may have made no page yet, or another one
         ours = partial(_is_by, a=a, exactly=i > 0)
         check_free(path, ours, record=paths[0], overwrite=a.overwrite)
@@ -120,6 +124,13 @@ def _is_by(content: Mapping[str, Any], a: Namespace, *, exactly: bool = False) -
     if exactly or content.get("verb") != a.argv[0] or not isinstance(arguments, dict):
         return False
     return bool(_telling(arguments) == _telling(vars(a)))
+
+
+def _inputs(a: Namespace) -> list[str]:
+    """Arguments that are names of files, but for the outputs."""
+    given = (value for name, value in vars(a).items() if name not in ("out", "view", "json", "argv"))
+    words = (word for value in given for word in (value if isinstance(value, list) else [value]))
+    return [word for word in words if isinstance(word, str) and os.path.exists(word)]
 
 
 def _telling(arguments: Mapping[str, Any]) -> Any:

@@ -62,6 +62,11 @@ class WeatherModality(Modality):
             group.add_argument(
                 "--months", type=int, metavar="N", help="sst: how far ahead, 1 to 12 (default 12)"
             )
+            group.add_argument(
+                "--unlike-climatology",
+                action="store_true",
+                help="sst: start from months however far from the model's climatology, such as those of another climate",
+            )
             group.add_argument("--days", type=int, metavar="N", help="speedy: how far ahead (default 15)")
             group.add_argument(
                 "--start",

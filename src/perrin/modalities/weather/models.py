@@ -67,7 +67,8 @@ def forecast(a: Namespace) -> None:
     if fields is None:
         starts = model.sample_starts()
     elif isinstance(model, SSTModel):
-        starts = model.starts(fields, parse_months(a.start) if a.start else None)
+        months = parse_months(a.start) if a.start else None
+        starts = model.starts(fields, months, unlike=a.unlike_climatology)
     else:
         starts = model.starts(fields, parse_days(a.start, fields) if a.start else None)
     workers = cpu_count() if a.members * len(starts) > 2000 else 1  # starting a process costs more

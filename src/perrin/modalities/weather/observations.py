@@ -10,6 +10,7 @@ import cftime
 import numpy as np
 
 from perrin.errors import PerrinError
+from perrin.modalities.weather.sst import COLDEST, HOTTEST
 from perrin.modalities.weather.sst_model import ObservedMonth
 
 _NAMES = {
@@ -67,7 +68,12 @@ def read_observations(path: str | Path, error: float | None = None) -> list[Obse
             raise PerrinError(
                 f"expected a time such as 2009-12 and numbers in line {number} of {path}, given {','.join(row)[:60]!r}"
             )
-        if not (abs(values[0]) <= 90 and abs(values[1]) <= 360 and -5 <= values[2] <= 45 and values[3] > 0):
+        if not (
+            abs(values[0]) <= 90
+            and abs(values[1]) <= 360
+            and COLDEST <= values[2] <= HOTTEST
+            and values[3] > 0
+        ):
             raise PerrinError(
                 f"expected degrees, a temperature in °C and an error above 0 in line {number} of {path}, given "
                 f"{','.join(row)[:60]!r}"

@@ -28,8 +28,6 @@ def run(a: Namespace) -> None:
     source = Path(a.file)
     output = Path(a.out) if a.out else ranked_beside(source)
     check_table(output)
-    if output.resolve() == source.resolve():
-        raise PerrinError(f"expected another file for -o than the input, given {output}: choose another name")
     options = RankOptions(
         by=a.by or "qed,-sa",
         where=tuple(a.where or ()),
