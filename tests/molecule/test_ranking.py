@@ -449,5 +449,5 @@ def test_a_modality_without_ranking_says_so() -> None:
 
         def load(self, bundle: Any, *, device: str = "cpu") -> Any: ...
 
-    with pytest.raises(PerrinError, match="that 'perrin rank' works with .*given other"):
+    with pytest.raises(PerrinError, match=r"that 'perrin rank' works with .*given other"):
         Other().rank(None)  # type: ignore[arg-type]

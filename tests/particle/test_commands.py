@@ -181,7 +181,7 @@ def test_trajectories_are_made_and_do_not_depend_on_their_number(tmp_path: Path)
         ("invert {f}/f -n 2 --measured {f}/flow.h5 --noise 0 -o {t}/x.h5", "--noise and --blur above 0"),
         ("evaluate {f}/showers.h5", "expected --like"),
         ("evaluate {f}/showers.h5 --like {f}/jets.h5", "expected showers in"),
-        ("evaluate {f}/none.h5 --like {f}/jets.h5", "not there"),
+        ("evaluate {f}/none.h5 --like {f}/jets.h5", "does not exist"),
         ("evaluate {f}/jets.h5 --like {f}/jets.h5 --class charm", "expected a class"),
         ("data particle/jets --class charm -o {t}/x.h5", "expected --class"),
         ("data particle/rain -o {t}/x.h5", "expected particle/jets"),

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from perrin import __version__
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, check_counts
 
 if TYPE_CHECKING:
     from perrin.modalities import Modality
@@ -174,6 +174,9 @@ def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
     found.add_arguments(verb, parser)
     parsed = parser.parse_args(rest)
     parsed.argv = [word for word in argv if word != "--overwrite"]  # what a record repeats
+    check_counts(**{name: getattr(parsed, name, None) for name in ("n", "batch", "workers", "members")})
+    if verb not in _TARGETS and not os.path.exists(parsed.file):
+        raise PerrinError(f"expected a file, given {parsed.file}, which does not exist: check the path")
     if verb in BUNDLE_VERBS and verb not in bundle_verbs(parsed.target):
         raise PerrinError(refusal(verb, parsed.target))
     return found, parsed
@@ -184,11 +187,13 @@ def execute(argv: Sequence[str]) -> None:
     from perrin.run.outputs import check_outputs, is_recorded, record_path
 
     found, parsed = parse(argv)
-    outputs = [] if getattr(parsed, "dry_run", False) else found.outputs(argv[0], parsed)
-    check_outputs(outputs, parsed)
+    outputs = found.outputs(argv[0], parsed)
+    dry = getattr(parsed, "dry_run", False)
+    if not dry:
+        check_outputs(outputs, parsed)
     with _terminate_as_interrupt():
         getattr(found, argv[0])(parsed)
-    if outputs and outputs[0].exists() and not is_recorded(outputs[0], parsed):
+    if not dry and outputs and outputs[0].exists() and not is_recorded(outputs[0], parsed):
         from perrin.run.record import record, write_record
 
         write_record(record_path(outputs[0]), record(argv[0], parsed))

@@ -109,7 +109,11 @@ class Modality(ABC):
         self._refuse("verify")
 
     def outputs(self, verb: str, arguments: Namespace) -> list[Path]:
-        """Files that a verb will write, the main one first: they are looked at before any work (`perrin.run.outputs`)."""
+        """Files that a verb will write, the main one first: they are looked at before any work (`perrin.run.outputs`).
+
+        Raises:
+            PerrinError: a name is none for an output.
+        """
         if verb == "train":  # makes a folder, and goes on in it
             return []
         if verb == "view" and not arguments.out:

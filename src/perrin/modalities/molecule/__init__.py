@@ -227,7 +227,17 @@ class MoleculeModality(Modality):
             )
 
     def outputs(self, verb: str, arguments: Namespace) -> list[Path]:
-        """A ranking is beside the file that is ranked, unless told."""
+        """A ranking is beside the file that is ranked, unless told. What is edited has bonds, what has conformers positions.
+
+        Raises:
+            PerrinError: the file's suffix is one that cannot be written.
+        """
+        from perrin.modalities.molecule.files import WRITABLE_SUFFIXES, check_suffix
+
+        edited = (".sdf",)
+        suffixes = {"edit": edited, "vary": edited, "conformers": (".sdf", ".xyz", ".extxyz")}
+        if verb in ("sample", *suffixes):
+            check_suffix(arguments.out, suffixes.get(verb, WRITABLE_SUFFIXES))
         if verb == "rank" and not arguments.out:
             return [ranked_beside(arguments.file)]
         return super().outputs(verb, arguments)

@@ -29,16 +29,14 @@ _STATE: dict[str, Any] = {}
 def sample(a: Namespace) -> None:
     """`perrin sample molecule/… -n N -o FILE`: resumable, in as many processes as the machine has cores."""
     from perrin.core.plan import plan_table
-    from perrin.modalities.molecule.files import check_suffix, write_molecules
+    from perrin.modalities.molecule.files import write_molecules
     from perrin.run.outputs import record_path
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
     from perrin.run.record import record, write_record
 
-    check_counts(n=a.n)
     output = Path(a.out)
-    check_suffix(output)
     work = prepare_sampling(a)
     model, options, plan, batch, device, key = (
         work.model, work.options, work.plan, work.batch, work.device, work.key,
@@ -168,7 +166,6 @@ def prepare_sampling(a: Namespace) -> Sampling:
     from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.model import wanted
 
-    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     atoms = _atoms(a.atoms)
     device = choose_device(a.device)
     model = load(str(find_bundle(a.target)), device=device)
@@ -348,7 +345,6 @@ def evaluate(a: Namespace) -> None:
     check_counts(groups=a.groups)
     if a.like not in (None, "qm9"):
         raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
-    check_counts(workers=a.workers)
     measures = _measures(a)
     molecules = read_molecules(a.file)
     data = qm9_reference() if a.like or a.all or measures.needs_reference else None

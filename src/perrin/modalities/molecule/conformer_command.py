@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_count, check_counts, counted
+from perrin.errors import PerrinError, check_count, counted
 from perrin.modalities.molecule.commands import _labelled, _unpack
 from perrin.modalities.molecule.edit_commands import DEFAULT_MODEL, _draw, _fingerprint, _finish
 from perrin.modalities.molecule.structure import Molecule
@@ -31,10 +31,7 @@ def conformers(a: Namespace) -> None:
     from perrin.run.progress import progress
 
     tries = check_count(a.tries, "--tries")
-    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     output = Path(a.out)
-    if output.suffix.lower() not in (".sdf", ".xyz", ".extxyz"):
-        raise PerrinError(f"expected an output file with the suffix .sdf, .xyz or .extxyz, given {output}")
     if a.xtb:
         from perrin.modalities.molecule.metrics.packages import require
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perrin.errors import PerrinError, check_count, check_counts, counted
+from perrin.errors import PerrinError, check_count, counted
 from perrin.modalities.molecule.commands import _labelled, _pack, _unpack
 from perrin.modalities.molecule.structure import SYMBOLS, Molecule
 from perrin.run.device import choose_device
@@ -199,10 +199,7 @@ def _begin(a: Namespace) -> tuple[Path, MoleculeModel, SamplingOptions, list[Mol
     from perrin.modalities.molecule.kept import with_hydrogens
     from perrin.modalities.molecule.model import load_model
 
-    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     output = Path(a.out)
-    if output.suffix.lower() != ".sdf":
-        raise PerrinError(f"expected an output file with the suffix .sdf, given {output}")
     molecules = []
     missing = 0
     for number, molecule in enumerate(read_molecules(a.file), 1):

@@ -91,7 +91,6 @@ def view(a: Namespace) -> None:
 def data(a: Namespace) -> None:
     """`perrin data particle/jets|kolmogorov|showers -o FILE`."""
     preset = a.target.partition("/")[2]
-    check_counts(n=a.n, workers=a.workers)
     if a.seed < 0:
         raise PerrinError(f"expected --seed of at least 0, given {a.seed}")
     if preset == "jets":

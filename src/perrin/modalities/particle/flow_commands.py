@@ -25,7 +25,7 @@ def simulate(a: Namespace) -> None:
     from perrin.core.plan import plan_table
     from perrin.modalities.particle.flow.files import Trajectories, check_suffix, read_flow, write_flow
 
-    check_counts(n=a.n, batch=a.batch, intervals=a.intervals)
+    check_counts(intervals=a.intervals)
     if not a.start:
         raise PerrinError(
             "expected --from with states to start from, given none: perrin data particle/kolmogorov"
@@ -70,7 +70,7 @@ def invert(a: Namespace) -> None:
     from perrin.modalities.particle.flow.invert import posterior
     from perrin.run.pool import one_thread
 
-    check_counts(n=a.n, batch=a.batch, every=a.every)
+    check_counts(every=a.every)
     if not a.measured:
         raise PerrinError("expected --measured with a flow of at least two times, given none")
     if not (a.noise > 0 and (a.blur is None or a.blur > 0)):

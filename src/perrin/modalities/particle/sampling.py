@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts, counted
+from perrin.errors import PerrinError, counted
 from perrin.run.device import choose_device
 
 _STATE: dict[str, Any] = {}
@@ -45,7 +45,6 @@ def sample(a: Namespace) -> None:
     from perrin.run.progress import progress
     from perrin.run.record import record, write_record
 
-    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     energy = parse_range(a.energy, "--energy", mev=True)
     pt, mass = parse_range(a.pt, "--pt"), parse_range(a.mass, "--mass")
     device = choose_device(a.device)

@@ -132,6 +132,18 @@ class WeatherModality(Modality):
             )
             group.add_argument("--seed", type=int, default=0, help="of ties and the bootstrap (default 0)")
 
+    def outputs(self, verb: str, arguments: Namespace) -> list[Path]:
+        """NetCDF files and Zarr stores.
+
+        Raises:
+            PerrinError: the name is none of either.
+        """
+        from perrin.modalities.weather.outputs import check_path
+
+        if verb in ("data", "forecast", "assimilate"):
+            check_path(arguments.out)
+        return super().outputs(verb, arguments)
+
     def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:
         """The model of a bundle.
 

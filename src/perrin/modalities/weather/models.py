@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
-from perrin.errors import PerrinError, check_counts, counted
+from perrin.errors import PerrinError, counted
 from perrin.modalities import find_bundle
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
 from perrin.modalities.weather.fields import Fields, open_fields
-from perrin.modalities.weather.files import check_path
 from perrin.modalities.weather.forecast import Rollout, rollout
 from perrin.modalities.weather.infill import nearest
 from perrin.modalities.weather.observations import read_observations
@@ -55,8 +54,6 @@ def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel:
 
 def forecast(a: Namespace) -> None:
     """`perrin forecast weather/… --members M -o FILE`: resumable, one member in memory for each process."""
-    check_path(a.out)
-    check_counts(workers=a.workers)
     path = find_bundle(a.target)
     model = load(read_bundle(path), device=choose_device(a.device))
     leads, step = _length(model, a)
@@ -138,7 +135,6 @@ def parse_days(text: str, fields: Fields) -> list[Any]:
 
 def assimilate(a: Namespace) -> None:
     """`perrin assimilate weather/… --observations FILE.csv -o FILE`."""
-    check_path(a.out)
     model = load(read_bundle(find_bundle(a.target)))
     assert isinstance(model, SSTModel)  # `WeatherModality.works`
     months = read_observations(a.observations, a.error)
