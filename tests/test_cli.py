@@ -21,10 +21,11 @@ pytest.importorskip("rdkit")
 
 import perrin
 from perrin.cli import VERBS, main
-from perrin.errors import counted
+from perrin.errors import PerrinError, counted
 from perrin.modalities import find_bundle
 from perrin.modalities.molecule.chem import add_geometry
 from perrin.modalities.molecule.files import read_molecules, write_sdf
+from perrin.run.atomic import atomic_path
 from perrin.run.signals import Interrupted
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -80,6 +81,9 @@ def test_help_is_the_manual(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == main(["help"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {verb} " in out for verb in VERBS)
+    with pytest.raises(SystemExit):
+        main(["help", "sample"])
+    assert "usage: perrin sample" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"perrin {perrin.__version__}\n"
     with pytest.raises(SystemExit) as caught:
@@ -133,7 +137,10 @@ def given(here: Path) -> Path:
     (here / "sulfur.sdf").write_text(text.replace(" C  ", " S  ").replace(" O  ", " S  "))
     (here / "bare.xyz").write_text("1\n\nHe 0 0 0\n")
     (here / "bad.smi").write_text("C1CC\n")
-    (here / "folder.sdf").mkdir()
+    for name in ("folder.sdf", "folder.html", "folder.h5", "folder.zarr"):
+        (here / name).mkdir()
+    (here / "empty.npz").write_bytes(b"")
+    (here / "old.html").write_text("a page of somebody\n")
     (here / "plain").write_text("a file\n")
     (here / "old.nc").write_text("a forecast of somebody\n")
     (here / "plain.json").write_text("{}")
@@ -233,16 +240,28 @@ WRONG = {
     "evaluate good.sdf --workers 0": "--workers",
     "evaluate bare.xyz --fcd": "bonds",
     "view missing.sdf": "missing.sdf",
-    "view good.sdf -o folder.sdf": "directory",
+    "view good.sdf -o folder.html": "directory",
+    "view good.sdf -o page.pdf": "ends in .html, given page.pdf",
+    "sample molecule/qm9 -n 4 -o out.sdf --view page.pdf": "ends in .html, given page.pdf",
+    "train molecule/qm9 --data good.sdf --from weather/sst --out run": "a bundle of molecule, given weather/sst",
+    "evaluate empty.npz --like empty.npz": "no NPZ",
+    "evaluate folder.h5 --like folder.h5": "a directory",
+    "data particle/kolmogorov --interval nan -o out.h5": "whole steps",
+    "rank good.sdf --by ''": "properties with commas",
+    "verify folder.zarr folder.zarr": "is it a store?",
+    "assimilate weather/sst --observations none.csv -o out.nc": "none.csv (No such file or directory)",
+    "train weather/sst --data old.nc --steps 0 --out run": "--steps of at least 1",
+    "submit evaluate good.sdf -o run --engine local": "write --run run",
+    "run status plain": "given plain (Not a directory)",
     # what would be lost, or go where nobody looks for it
     "sample molecule/qm9 -n 4 -o good.sdf": "given good.sdf, which this command did not make",
-    "sample molecule/qm9 -n 4 -o out.sdf --view plain": "--overwrite, given plain",
+    "sample molecule/qm9 -n 4 -o out.sdf --view old.html": "--overwrite, given old.html",
     "sample molecule/qm9 -n 4 -o 'a b'/c/out.sdf": "mkdir -p 'a b/c'",
     "sample molecule/qm9 -n 4 -o out.sdf --view new/page.html": "mkdir -p new",
-    "view good.sdf -o /dev/null": "which is a device",
+    "evaluate good.sdf --json /dev/null": "which is a device",
     "evaluate good.sdf --json plain.json": "--overwrite, given plain.json",
     "evaluate good.sdf --json new/good.json": "mkdir -p new",
-    "view good.sdf -o plain": "--overwrite, given plain",
+    "view good.sdf -o old.html": "--overwrite, given old.html",
     "rank good.sdf -o text.sdf": "--overwrite, given text.sdf",
     "vary good.sdf -n 1 -o good.sdf --overwrite": "another file than the input",
     "edit good.sdf --keep 1 -n 1 -o text.sdf": "--overwrite, given text.sdf",
@@ -353,6 +372,16 @@ def test_a_disk_that_is_full_at_the_end(
     assert "all from unfinished work" in capfd.readouterr().out
     assert set(files(here)) == {"out.sdf", "out.sdf.run.json"}
     assert len(read_molecules("out.sdf")) == 4
+
+
+def test_what_libraries_say_of_a_full_disk_is_one_line(here: Path) -> None:
+    """HDF5 says it among many lines, and without a number."""
+    words = "unable to write\n, errno = 28, error message = 'No space left on device', buf = 0x55fa"
+    with pytest.raises(PerrinError, match="met: No space left on device; free some space"), atomic_path("a"):
+        raise OSError(words)
+    with pytest.raises(PerrinError, match="met: other words; free"), atomic_path("a"):
+        raise OSError("other\nwords")
+    assert files(here) == {}
 
 
 def test_a_disk_that_is_full_in_training(

@@ -128,6 +128,8 @@ def _discard_output() -> None:
 
 
 def _run(argv: list[str]) -> int:
+    if len(argv) == 2 and argv[0] == "help":
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -162,7 +164,7 @@ def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
     Raises:
         PerrinError: it is not a command with a modality, or an argument is wrong.
     """
-    from perrin.modalities import BUNDLE_VERBS, bundle_verbs, refusal
+    from perrin.modalities import BUNDLE_VERBS, bundle_verbs, modality_of, refusal
 
     verb, rest = argv[0], _joined(list(argv[1:]))
     if verb not in VERBS:
@@ -177,6 +179,10 @@ def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
     check_counts(**{name: getattr(parsed, name, None) for name in ("n", "batch", "workers", "members")})
     if verb not in _TARGETS and not os.path.exists(parsed.file):
         raise PerrinError(f"expected a file, given {parsed.file}, which does not exist: check the path")
+    if verb == "train" and parsed.start and (other := modality_of(parsed.start)) is not found:
+        raise PerrinError(
+            f"expected --from with a bundle of {found.name}, given {parsed.start}, one of {other.name}"
+        )
     if verb in BUNDLE_VERBS and verb not in bundle_verbs(parsed.target):
         raise PerrinError(refusal(verb, parsed.target))
     return found, parsed

@@ -81,6 +81,10 @@ def submit(arguments: Sequence[str], parser: ArgumentParser) -> int:
         raise PerrinError(f"expected a folder for -o, given the file {out}: choose another name")
     if a.engine == "slurm" and not a.dry_run:
         _need_sbatch()
+    if a.out and not a.run and verb_words[0] in ("evaluate", "verify"):
+        raise PerrinError(
+            f"expected --run with '{verb_words[0]}', which has no -o, given -o: write --run {a.out}"
+        )
     argv = [*verb_words, *(["--out", a.out] if a.out else [])]
     job, whole = _job(argv, named=bool(a.run))
     if whole and argv[0] != "train" and not a.run:

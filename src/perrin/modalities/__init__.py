@@ -118,6 +118,9 @@ class Modality(ABC):
             return []
         if verb == "view" and not arguments.out:
             return [page_beside(arguments.file)]
+        for page in (arguments.out if verb == "view" else None, getattr(arguments, "view", None)):
+            if page and Path(page).suffix.lower() not in (".html", ".htm"):
+                raise PerrinError(f"expected a page's name that ends in .html, given {page}: change it")
         given = (getattr(arguments, name, None) for name in ("out", "view", "json"))
         return [Path(name) for name in given if name]
 
@@ -224,12 +227,12 @@ def modality_for_file(path: str | Path, verb: str = "view") -> Modality:
     Raises:
         PerrinError: none does.
     """
-    path = Path(path)
-    suffix = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    name = Path(path)
+    suffix = (name.with_suffix("") if name.suffix.lower() == ".gz" else name).suffix.lower()
     for candidate in modalities().values():
         if suffix in candidate.suffixes and candidate.supports(verb):
             return candidate
-    raise PerrinError(refusal(verb, str(path)))
+    raise PerrinError(refusal(verb, str(path) or "none"))
 
 
 def page_beside(path: str | Path) -> Path:

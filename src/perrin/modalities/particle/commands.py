@@ -40,7 +40,9 @@ def evaluate(a: Namespace) -> None:
     check_counts(splits=a.splits)
     kind = kind_of(a.file)
     if not a.like:
-        raise PerrinError(f"expected --like with a file of true {kind}, given none")
+        raise PerrinError(
+            f"expected --like with a file of true {'flows' if kind == 'flow' else kind}, given none"
+        )
     other = kind_of(a.like)
     if other != kind:
         raise PerrinError(f"expected {kind} in {a.like} as in {a.file}, given {other}")
@@ -110,7 +112,7 @@ def _jets(a: Namespace) -> None:
     from perrin.modalities.particle.jets.pythia import CHUNK, check_packages
 
     if a.kind not in CLASSES:
-        raise PerrinError(f"expected --class {', '.join(CLASSES)}, given {a.kind!r}")
+        raise PerrinError(f"expected --class with one of {', '.join(CLASSES)}, given {a.kind or 'none'}")
     check_suffix(a.out)
     check_packages()
     chunks = -(-a.n // CHUNK)

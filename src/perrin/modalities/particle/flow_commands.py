@@ -74,7 +74,7 @@ def invert(a: Namespace) -> None:
     if not a.measured:
         raise PerrinError("expected --measured with a flow of at least two times, given none")
     if not (a.noise > 0 and (a.blur is None or a.blur > 0)):
-        raise PerrinError(f"expected --noise and --blur above 0, given {a.noise} and {a.blur}")
+        raise PerrinError(f"expected --noise and --blur above 0, given {a.noise:g} and {a.blur or 'none'}")
     check_suffix(a.out)
     model = _model(a)
     options = model.sampling.changed(steps=a.steps, solver=a.solver or "sde-dpmpp-2m", start=0.999)

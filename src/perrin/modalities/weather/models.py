@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
-from perrin.errors import PerrinError, counted
+from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities import find_bundle
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
@@ -191,6 +191,9 @@ def train(a: Namespace) -> None:
         raise PerrinError(
             "expected no --from for weather/sst, which is fitted anew in a minute: leave it out"
         )
+    check_counts(
+        **{name: getattr(a, name) for name in ("steps", "batch", "threads", "log_every", "save_every")}
+    )
     if a.threads:
         torch.set_num_threads(a.threads)
     out = Path(a.out)

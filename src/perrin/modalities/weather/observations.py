@@ -36,7 +36,10 @@ def read_observations(path: str | Path, error: float | None = None) -> list[Obse
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise PerrinError(f"expected a CSV table of observations, given {path} ({problem})") from problem
+        reason = getattr(problem, "strerror", None) or "no text"
+        raise PerrinError(
+            f"expected a CSV table of observations, given {path} ({reason}): check the path"
+        ) from problem
     header = [name.strip().lower() for name in rows[0]] if rows else []
     at = {}
     for role, names in _NAMES.items():

@@ -29,7 +29,7 @@ def run(a: Namespace) -> None:
     output = Path(a.out) if a.out else ranked_beside(source)
     check_table(output)
     options = RankOptions(
-        by=a.by or "qed,-sa",
+        by="qed,-sa" if a.by is None else a.by,
         where=tuple(a.where or ()),
         duplicates=a.duplicates,
         known=a.known,

@@ -89,10 +89,9 @@ def read_jets(path: str | Path, limit: int | None = None) -> Jets:
             with np.load(path, allow_pickle=False) as data:
                 names = [k for k in ("particles", "jets") if k not in data]
                 arrays = {} if names else {k: data[k] for k in ("particles", "jets")}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise PerrinError(
-                f"expected jets in {path}, given no readable NPZ ({error}): check the path"
-            ) from error
+        except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            reason = getattr(error, "strerror", None) or "no NPZ, or a damaged one"
+            raise PerrinError(f"expected jets in {path}, given {reason}: check the file") from error
         if names:
             raise PerrinError(f"expected arrays particles and jets in {path}, given none named {names[0]!r}")
         p, j = arrays["particles"], arrays["jets"]
