@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,13 @@ def test_a_record_in_kelvin_makes_the_same_model(record: xr.Dataset, tmp_path: P
         for name, r in (("celsius", record), ("kelvin", kelvin))
     ]
     np.testing.assert_allclose(models[0].climatology, models[1].climatology, atol=1e-9)
+    with pytest.raises(PerrinError, match="use more training years"):
+        train_sst(
+            read_sst(Fields(record), cell=15, training=(1968, 1977)),
+            replace(options, training=(1968, 1977), field_amplitudes=100),
+            train,
+            tmp_path / "short",
+        )
     cold = record - 40
     cold.sst.attrs = record.sst.attrs
     with pytest.raises(PerrinError, match="from -5 to 45 °C, given"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from perrin.errors import PerrinError
+from perrin.run.atomic import atomic_path
+
+
+@contextmanager
+def new_hdf5(path: str | Path) -> Iterator[Any]:
+    """A new HDF5 file, made in memory and written when it is whole: on a full disk the library ends the process.
+
+    Raises:
+        PerrinError: it cannot be written.
+    """
+    import h5py
+
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        yield file
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(memory.getbuffer())
 
 
 @contextmanager
