@@ -42,7 +42,7 @@ def check_outputs(paths: Sequence[str | Path], a: Namespace) -> None:
             )
         # the same settings may have made no page yet, or another one
         ours = partial(_is_by, a=a, exactly=i > 0)
-        check_free(path, ours, record=paths[0], overwrite=a.overwrite)
+        check_free(path, ours, record=paths[0], overwrite=getattr(a, "overwrite", False))
 
 
 def check_place(path: Path) -> None:
