@@ -13,6 +13,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 run: env  ## sample 100 molecules into out/: an SDF, an HTML page and a table of metrics
+	@mkdir -p out
 	$(BIN)/perrin sample molecule/qm9 -n 100 -o out/molecules.sdf --view out/molecules.html --evaluate
 
 test: env  ## run the tests (make test ARGS="-k noise")

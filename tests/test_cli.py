@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,9 +21,11 @@ pytest.importorskip("rdkit")
 
 import perrin
 from perrin.cli import VERBS, main
+from perrin.errors import PerrinError, counted
 from perrin.modalities import find_bundle
 from perrin.modalities.molecule.chem import add_geometry
 from perrin.modalities.molecule.files import read_molecules, write_sdf
+from perrin.run.atomic import atomic_path
 from perrin.run.signals import Interrupted
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -54,24 +57,21 @@ def run(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
 # start-up
 
 
-def test_help_is_quick() -> None:
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        assert run("--help").returncode == 0
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.5, seconds
-
-
 @pytest.mark.parametrize(
     "command",
-    ["", "--help", "--version", "sample --help", "sample molecule/qm9 --help", "evaluate --help", "list"],
-)
+    [
+        "", "--help", "--version", "sample --help", "sample molecule/qm9 --help", "evaluate --help", "list",
+        # what is wrong with a command is said at once, too
+        "smaple", "sample --steps x", "sample molecule/qm9 -n 4 -o out.sdf --steps x", "sample molecule/none -n 4 -o a.sdf",
+        "sample molecule/qm9 -n 0 -o a.sdf", "sample molecule/qm9 -n 4 -o new/a.sdf", "simulate molecule/qm9 -n 4 -o a.h5",
+        "edit missing.sdf --keep 1 -n 4 -o a.sdf", "forecast weather/sst -o a.txt", "verify a.nc b.nc", "view a.nc",
+    ],
+)  # fmt: skip
 def test_nothing_heavy_is_imported(command: str) -> None:
     script = (
         "import sys\nimport perrin\nfrom perrin.cli import main\n"
         f"try:\n    main({command.split()!r})\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'numpy', 'rdkit', 'rich', 'safetensors'} & set(sys.modules)), file=sys.stderr)"
+        "print(sorted({'torch', 'rdkit', 'xarray', 'rich', 'safetensors'} & set(sys.modules)), file=sys.stderr)"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT)
     assert found.stderr.splitlines()[-1] == "[]"
@@ -81,6 +81,9 @@ def test_help_is_the_manual(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == main(["help"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {verb} " in out for verb in VERBS)
+    with pytest.raises(SystemExit):
+        main(["help", "sample"])
+    assert "usage: perrin sample" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"perrin {perrin.__version__}\n"
     with pytest.raises(SystemExit) as caught:
@@ -88,6 +91,15 @@ def test_help_is_the_manual(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(option in text for option in ("-n", "--seed", "--steps", "--atoms", "--view"))
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("submit", "run")])
+def test_every_verb_has_a_page(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two modalities may have an option of the same name."""
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: perrin {verb}" in capsys.readouterr().out
 
 
 # what is wrong is said in one line
@@ -125,8 +137,12 @@ def given(here: Path) -> Path:
     (here / "sulfur.sdf").write_text(text.replace(" C  ", " S  ").replace(" O  ", " S  "))
     (here / "bare.xyz").write_text("1\n\nHe 0 0 0\n")
     (here / "bad.smi").write_text("C1CC\n")
-    (here / "folder.sdf").mkdir()
+    for name in ("folder.sdf", "folder.html", "folder.h5", "folder.zarr"):
+        (here / name).mkdir()
+    (here / "empty.npz").write_bytes(b"")
+    (here / "old.html").write_text("a page of somebody\n")
     (here / "plain").write_text("a file\n")
+    (here / "old.nc").write_text("a forecast of somebody\n")
     (here / "plain.json").write_text("{}")
     (here / "loop.json").write_text(json.dumps({"argv": ["rerun", "loop.json"]}))
     changed = {"path": "plain.json", "sha256": "0" * 64}
@@ -163,6 +179,17 @@ WRONG = {
     "sample molecule/none -n 4 -o out.sdf": "molecule/qm9",
     "sample cooking/soup -n 4 -o out.sdf": "cooking/soup",
     "sample nowhere -n 4 -o out.sdf": "nowhere",
+    "sample molecule -n 4 -o out.sdf": "(molecule/qm9)",
+    "sample particle/kolmogorov -n 4 -o out.h5": "which is for perrin simulate and invert",
+    "simulate molecule/qm9 --from a.h5 -n 4 -o out.h5": "works with (particle/kolmogorov), given molecule/qm9",
+    "simulate --from a.h5 molecule/qm9 -n 4 -o out.h5": "works with (particle/kolmogorov), given molecule/qm9",
+    "invert weather/sst --measured m.h5 -n 2 -o out.h5": "works with (particle/kolmogorov), given weather/sst",
+    "assimilate particle/kolmogorov --observations a.csv -o out.nc": "works with (weather/sst)",
+    "forecast molecule/qm9 --months 3 -o out.nc": "works with (weather/sst), given molecule/qm9",
+    "data molecule/qm9 -o out.sdf": "works with (particle, weather), given molecule/qm9",
+    "rank fields.nc": "works with (.sdf,",
+    "verify good.sdf good.sdf": "works with (.nc,",
+    "evaluate fields.h5 --fcd": "--fcd",
     "sample . -n 4 -o out.sdf": "perrin list",
     "sample bundle-hash -n 4 -o out.sdf": "SHA-256",
     "sample bundle-config -n 4 -o out.sdf": "fit its config.json",
@@ -176,7 +203,7 @@ WRONG = {
     "sample molecule/qm9 -n 4 -o .": "suffix",
     "sample molecule/qm9 -n 4 -o out.pdf": "out.pdf",
     "sample molecule/qm9 -n 4 -o out": ".sdf",
-    "sample molecule/qm9 -n 4 -o plain/out.sdf": "Not a directory",
+    "sample molecule/qm9 -n 4 -o plain/out.sdf": "given the file plain",
     "sample molecule/qm9 -n 4 -o /proc/nowhere/out.sdf": "/proc/nowhere",
     f"sample molecule/qm9 -n 4 -o {'long' * 80}.sdf": "File name too long",
     "sample molecule/qm9 -n 4 -o out.sdf --steps 0": "at least 1 step, given 0",
@@ -213,7 +240,37 @@ WRONG = {
     "evaluate good.sdf --workers 0": "--workers",
     "evaluate bare.xyz --fcd": "bonds",
     "view missing.sdf": "missing.sdf",
-    "view good.sdf -o folder.sdf": "directory",
+    "view good.sdf -o folder.html": "directory",
+    "view good.sdf -o page.pdf": "ends in .html, given page.pdf",
+    "sample molecule/qm9 -n 4 -o out.sdf --view page.pdf": "ends in .html, given page.pdf",
+    "train molecule/qm9 --data good.sdf --from weather/sst --out run": "a bundle of molecule, given weather/sst",
+    "evaluate empty.npz --like empty.npz": "no NPZ",
+    "evaluate folder.h5 --like folder.h5": "a directory",
+    "data particle/kolmogorov --interval nan -o out.h5": "whole steps",
+    "rank good.sdf --by ''": "properties with commas",
+    "verify folder.zarr folder.zarr": "is it a store?",
+    "assimilate weather/sst --observations none.csv -o out.nc": "none.csv (No such file or directory)",
+    "train weather/sst --data old.nc --steps 0 --out run": "--steps of at least 1",
+    "submit evaluate good.sdf -o run --engine local": "write --run run",
+    "run status plain": "given plain (Not a directory)",
+    # what would be lost, or go where nobody looks for it
+    "sample molecule/qm9 -n 4 -o good.sdf": "given good.sdf, which this command did not make",
+    "sample molecule/qm9 -n 4 -o out.sdf --view old.html": "--overwrite, given old.html",
+    "sample molecule/qm9 -n 4 -o 'a b'/c/out.sdf": "mkdir -p 'a b/c'",
+    "sample molecule/qm9 -n 4 -o out.sdf --view new/page.html": "mkdir -p new",
+    "evaluate good.sdf --json /dev/null": "which is a device",
+    "evaluate good.sdf --json plain.json": "--overwrite, given plain.json",
+    "evaluate good.sdf --json new/good.json": "mkdir -p new",
+    "view good.sdf -o old.html": "--overwrite, given old.html",
+    "rank good.sdf -o text.sdf": "--overwrite, given text.sdf",
+    "vary good.sdf -n 1 -o good.sdf --overwrite": "another file than the input",
+    "edit good.sdf --keep 1 -n 1 -o text.sdf": "--overwrite, given text.sdf",
+    "conformers good.sdf -n 1 -o text.sdf": "--overwrite, given text.sdf",
+    "forecast weather/sst -o old.nc": "--overwrite, given old.nc",
+    "data weather/sst --file a.nc -o old.nc": "--overwrite, given old.nc",
+    "data particle/showers --file good.sdf --file old.nc -o old.nc": "another file than the input",
+    "data particle/kolmogorov -o new/a.h5": "mkdir -p new",
+    "verify old.nc old.nc --json plain.json": "--overwrite, given plain.json",
     "train molecule/soup --out run": "--data",
     "train molecule/qm9 --data good.sdf": "--out",
     "train molecule/qm9 --data missing.sdf --out run": "missing.sdf",
@@ -253,7 +310,7 @@ def test_what_is_wrong_is_said_in_one_line(
     given: Path, capfd: pytest.CaptureFixture[str], command: str
 ) -> None:
     before = files(given)
-    assert main(command.split()) == 2
+    assert main(shlex.split(command)) == 2
     captured = capfd.readouterr()
     assert WRONG[command] in one_line(captured.err)
     assert files(given) == before, "nothing is left behind"
@@ -315,6 +372,16 @@ def test_a_disk_that_is_full_at_the_end(
     assert "all from unfinished work" in capfd.readouterr().out
     assert set(files(here)) == {"out.sdf", "out.sdf.run.json"}
     assert len(read_molecules("out.sdf")) == 4
+
+
+def test_what_libraries_say_of_a_full_disk_is_one_line(here: Path) -> None:
+    """HDF5 says it among many lines, and without a number."""
+    words = "unable to write\n, errno = 28, error message = 'No space left on device', buf = 0x55fa"
+    with pytest.raises(PerrinError, match="met: No space left on device; free some space"), atomic_path("a"):
+        raise OSError(words)
+    with pytest.raises(PerrinError, match="met: other words; free"), atomic_path("a"):
+        raise OSError("other\nwords")
+    assert files(here) == {}
 
 
 def test_a_disk_that_is_full_in_training(
@@ -409,9 +476,16 @@ def test_sampling_records_what_it_did_and_runs_again(
         assert json.loads((here / "out.sdf.run.json").read_text())["argv"] == words
 
 
-def test_options_may_stand_before_the_target(here: Path) -> None:
-    assert main("sample --steps 1 --atoms 9 -n 2 -o a.sdf molecule/qm9".split()) == 0  # noqa: SIM905
-    assert [len(m) for m in read_molecules("a.sdf")] == [9, 9]
+def test_options_may_stand_before_the_target(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("sample --steps 1 --atoms 9 -n 1 -o a.sdf molecule/qm9".split()) == 0  # noqa: SIM905
+    assert [len(m) for m in read_molecules("a.sdf")] == [9]
+    assert capsys.readouterr().out.startswith("1 molecule in a.sdf")
+
+
+def test_things_are_counted() -> None:
+    things = {"molecules": "molecule", "trajectories": "trajectory", "entries": "entry", "runs": "run"}
+    assert [counted(1, many) for many in things] == [f"1 {one}" for one in things.values()]
+    assert [counted(0, many) for many in things] == [f"0 {many}" for many in things]
 
 
 def test_evaluating_and_viewing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,8 +496,8 @@ def test_evaluating_and_viewing(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert content["protocols"]["bonds"]["metrics"]["valid_connected"]["value"] == 1.0
     assert "bonds" in capsys.readouterr().out
     pytest.importorskip("tblite")
-    assert main("evaluate good.sdf --protocol bonds --relax 2 --fmax 0.1 --json good.json".split()) == 0  # noqa: SIM905
-    relaxed = json.loads((here / "good.json").read_text())["measures"]["relax"]
+    assert main("evaluate good.sdf --protocol bonds --relax 2 --fmax 0.1 --json relaxed.json".split()) == 0  # noqa: SIM905
+    relaxed = json.loads((here / "relaxed.json").read_text())["measures"]["relax"]
     assert relaxed["settings"]["count"] == 2
     assert 0 < relaxed["metrics"]["rmsd"]["value"] < 0.5
     assert "kcal/mol" in capsys.readouterr().out
@@ -441,6 +515,65 @@ def test_a_view_and_metrics_with_the_sample(here: Path, capsys: pytest.CaptureFi
 def test_other_formats(here: Path, suffix: str) -> None:
     assert main(f"sample molecule/qm9 -n 3 --steps 1 -o out{suffix}".split()) == 0
     assert len(read_molecules(f"out{suffix}")) == 3
+
+
+# what is there already
+
+
+def test_a_command_replaces_what_it_made_itself(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "sample molecule/qm9 -n 2 --steps 1 --atoms 9 -o out.sdf --view page.html".split()  # noqa: SIM905
+    other = [*words, "--seed", "1"]
+    assert main(words) == 0
+    first = files(here)
+
+    def refused(*words: str) -> str:
+        before = files(here)
+        capsys.readouterr()
+        assert main(words) == 2
+        assert files(here) == before
+        return one_line(capsys.readouterr().err)
+
+    assert "which 'perrin sample molecule/qm9 -n 2" in refused(*other)
+    assert main(words) == 0
+    # the same settings in other words: what changes speed alone is none
+    again = "sample --batch 7 --steps 1 --workers 1 --out out.sdf --atoms 9 -n 2 molecule/qm9"
+    assert main(again.split()) == 0
+    assert files(here)["out.sdf"] == first["out.sdf"]
+    assert "page.html" in refused(*words), "that command had no page"
+    assert main([*other, "--overwrite"]) == 0
+    assert files(here)["out.sdf"] != first["out.sdf"]
+    record = json.loads((here / "out.sdf.run.json").read_text())
+    assert record["argv"] == other, "a rerun takes no liberties"
+    assert main(other) == 0
+
+    with open("out.sdf", "a") as file:
+        file.write("\n")
+    assert "which has changed since this command made it" in refused(*other)
+    (here / "out.sdf.run.json").unlink()
+    assert "which this command did not make" in refused(*other)
+    assert main([*other, "--dry-run"]) == 0, "it writes nothing"
+
+
+def test_every_output_has_a_record(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sdf(here / "good.sdf", [add_geometry("CCO"), add_geometry("C")])
+    outputs = {
+        "view good.sdf": "good.html",
+        "evaluate good.sdf --json good.json": "good.json",
+        "rank good.sdf": "good.ranked.sdf",
+        "vary good.sdf --strength 0 -n 1 -o like.sdf": "like.sdf",
+    }
+    for command, name in outputs.items():
+        for _ in range(2):
+            assert main(command.split()) == 0
+        record = json.loads((here / f"{name}.run.json").read_text())
+        assert record["argv"] == command.split()
+        capsys.readouterr()
+        assert main(["rerun", f"{name}.run.json"]) == 0
+        assert capsys.readouterr().out.startswith(f"perrin {command}\n")
+        changed = f"{command} --workers 1 --top 1" if command.startswith("rank") else None
+        if changed:
+            assert main(changed.split()) == 2
+            assert "which 'perrin rank good.sdf' made" in one_line(capsys.readouterr().err)
 
 
 # stopping and going on
@@ -556,9 +689,14 @@ def test_unfinished_work_is_of_one_kind(
     before = files(here)
     assert len(before) == 1 + 1 + 2
     capsys.readouterr()
-    for change in (["--seed", "1"], ["--steps", "2"], ["--atoms", "9"]):
+    for change, told in (
+        (["--seed", "1"], "(seed 0, given 1)"),
+        (["--steps", "2"], "(steps 1, given 2)"),
+        (["--atoms", "9"], "(atoms none, given 9)"),
+        (["--seed", "1", "--steps", "2"], "(seed 0, given 1; steps 1, given 2)"),
+    ):
         assert main([*words, *change]) == 2
-        assert "other settings" in one_line(capsys.readouterr().err)
+        assert f"with other settings {told}" in one_line(capsys.readouterr().err)
         assert files(here) == before
     words[words.index("8")] = "12"  # more of the same is welcome
     assert main([*words, "--batch", "5"]) == 0

@@ -19,3 +19,9 @@ def check_counts(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None:
             check_count(value, "-n" if name == "n" else "--" + name.replace("_", "-"))
+
+
+def counted(number: int, things: str) -> str:
+    """`1 molecule`, `2 molecules`, of a regular plural."""
+    one = things.removesuffix("ies") + "y" if things.endswith("ies") else things.removesuffix("s")
+    return f"{number} {one if number == 1 else things}"

@@ -594,8 +594,23 @@ def test_a_bundle_without_conditions_says_so(tmp_path: Path, capsys: pytest.Capt
     write_bundle(
         folder, modality="molecule", model=config.to_json(), weights=dict(bare.named_parameters()), card=""
     )
-    assert main(["sample", str(folder), "-n", "1", "-o", str(tmp_path / "a.sdf"), "--want", "mu>1"]) == 2
-    assert "trained with properties" in capsys.readouterr().err
+
+    def told(*wishes: str) -> str:
+        words = [word for wish in wishes for word in ("--want", wish)]
+        assert main(["sample", str(folder), "-n", "1", "-o", str(tmp_path / "a.sdf"), *words]) == 2
+        return capsys.readouterr().err
+
+    text = told("mu>1", "gap<0.2 Ha")
+    assert "trained with properties" in text
+    assert "--conditions mu,gap " in text
+    assert "molecule/mine --data mine.sdf" in told("logS>1 mol/l")  # an item of the user's own data
+    for wish, message in (  # a wish that no bundle could understand is mended first
+        ("mu", "expected a wish such as"),
+        ("mu>1 parsec", "a unit of mu"),
+        ("gpa<0.2 Ha", "did you mean gap"),
+        ("mu=3..2", "lower end first"),
+    ):
+        assert message in told(wish)
 
 
 def test_training_from_a_bundle_adds_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

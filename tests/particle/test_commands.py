@@ -105,7 +105,7 @@ def test_flows_are_simulated_and_inverted(folder: Path, tmp_path: Path) -> None:
     assert main(["invert", str(folder / "f"), "--measured", start, "-n", "2", "-o", str(back)]) == 0
     assert read_flow(back).vorticity.shape == (6, 2, 16, 16)
     assert (
-        main(["invert", str(folder / "f"), "--measured", start, "-n", "1", "--blur", "1", "-o", str(back)])
+        main(["invert", str(folder / "f"), "--measured", start, "-n", "1", "--blur", "1", "-o", f"{back}.h5"])
         == 0
     )
     assert main(["view", str(out), "--beside", start, "-o", str(tmp_path / "p.html")]) == 0
@@ -175,20 +175,20 @@ def test_trajectories_are_made_and_do_not_depend_on_their_number(tmp_path: Path)
         ("sample {f}/j -n 2 -o {t}/x.h5 --class charm", "expected --class gluon, top"),
         ("sample {f}/j -n 2 -o {t}/x.h5 --class top --energy 5GeV", "expected options of jets"),
         ("sample {f}/j -n 2 -o {t}/x.h5 --class top --pt 5..9", "expected --pt within"),
-        ("sample {f}/f -n 2 -o {t}/x.h5", "use perrin simulate"),
-        ("simulate {f}/s -n 2 --from {f}/flow.h5 -o {t}/x.h5", "expected a model of a flow"),
+        ("sample {f}/f -n 2 -o {t}/x.h5", "for perrin simulate and invert"),
+        ("simulate {f}/s -n 2 --from {f}/flow.h5 -o {t}/x.h5", "for perrin sample"),
         ("simulate {f}/f -n 2 -o {t}/x.h5", "expected --from"),
         ("invert {f}/f -n 2 --measured {f}/flow.h5 --noise 0 -o {t}/x.h5", "--noise and --blur above 0"),
         ("evaluate {f}/showers.h5", "expected --like"),
         ("evaluate {f}/showers.h5 --like {f}/jets.h5", "expected showers in"),
-        ("evaluate {f}/none.h5 --like {f}/jets.h5", "not there"),
+        ("evaluate {f}/none.h5 --like {f}/jets.h5", "does not exist"),
         ("evaluate {f}/jets.h5 --like {f}/jets.h5 --class charm", "expected a class"),
         ("data particle/jets --class charm -o {t}/x.h5", "expected --class"),
         ("data particle/rain -o {t}/x.h5", "expected particle/jets"),
         ("data particle/kolmogorov --interval 0.03 -n 2 -o {t}/x.h5", "whole steps"),
         ("train particle/jets --data top --out {t}/run", "expected --data CLASS=FILE"),
         ("train particle/showers --out {t}/run", "expected --data"),
-        ("view {f}/s/model.safetensors", "expected a file of a known kind"),
+        ("view {f}/s/model.safetensors", "expected a file that 'perrin view' works with"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_file(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +211,29 @@ def test_measurements_draw_samples_near(trained: FlowModel, data: Trajectories) 
     free = trained.next(before, seeds, trained.sampling.changed(steps=12))
     seen = lambda x: (x - truth)[:, ::2, ::2].square().mean()  # noqa: E731
     assert float(seen(found)) < 0.25 * float(seen(free))
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+from perrin.errors import PerrinError
+from perrin.modalities.particle.flow.files import Trajectories, write_flow
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+flow = Trajectories(np.random.default_rng(0).standard_normal((4, 4, 32, 32)).astype("f4"), 0.2, {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+try:
+    write_flow(sys.argv[1], flow)
+except PerrinError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_disk_that_is_full_does_not_end_the_process(tmp_path: Path) -> None:
+    """HDF5 writing to a file ends with a segmentation fault."""
+    words = [sys.executable, "-c", FULL, str(tmp_path / "a.h5")]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "a.h5, met: File too large; free some space" in found.stdout
+    assert list(tmp_path.iterdir()) == []

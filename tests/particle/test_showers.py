@@ -113,7 +113,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
     path.write_text("no HDF5")
     with pytest.raises(PerrinError, match="cannot be read"):
         read_showers(path)
-    with pytest.raises(PerrinError, match="not there"):
+    with pytest.raises(PerrinError, match="does not exist"):
         read_showers(tmp_path / "none.h5")
 
 

@@ -55,7 +55,7 @@ def test_the_same_molecules_from_one_process_and_from_many(
     assert main([*SAMPLE.split(), "-o", "one.sdf.gz", "--workers", "1"]) == 0
     words = ["submit", *SAMPLE.split(), "--shards", "3", "--engine", "local", "--processes", "2", "-o", "run"]
     assert main(words) == 0
-    assert "24 of 24 molecules are made; perrin run merge run" in capsys.readouterr().out
+    assert "24 of 24 molecules made; perrin run merge run" in capsys.readouterr().out
     assert main(["run", "status", "run"]) == 0
     out = capsys.readouterr().out
     assert "done              3  0-2" in out

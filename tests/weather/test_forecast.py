@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,16 @@ from perrin import load
 from perrin.cli import main
 from perrin.core import sample_seeds
 from perrin.errors import PerrinError
+from perrin.modalities import find_bundle
 from perrin.modalities.weather import seasonal
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.residual import fit_modes
 from perrin.modalities.weather.sources import Climatology
 from perrin.modalities.weather.sst import SeaSurface, read_sst, weights_of
+from perrin.modalities.weather.sst_train import SSTOptions, train_sst
 from perrin.modalities.weather.verify import VerifyOptions, verify
 from perrin.nets.sphere import SphericalHarmonics
+from perrin.train import TrainOptions
 
 
 def run(*words: str) -> int:
@@ -195,6 +199,70 @@ def test_what_does_not_fit_is_said_in_one_line(
         assert run(str(sst_bundle), *out, *more) == 2
     assert run(str(sst_bundle), "--members", "2", "-o", str(tmp_path / "o.csv")) == 2
     assert not list(tmp_path.glob("o.*"))
+
+
+def test_what_is_not_the_sea_is_told_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Around the climatology of `weather/sst`: the sea varies by half a kelvin, air over the ice is far colder."""
+    model = load(find_bundle("weather/sst"))
+    n, (rows, columns) = 12, model.sea.shape
+    usual = np.full((n, rows, columns), np.nan)
+    usual[:, model.sea] = model.climatology + model.sample_months[:n]
+    dims, rng = ("time", "latitude", "longitude"), np.random.default_rng(0)
+
+    def told(
+        values: np.ndarray, name: str = "sst", words: str = "sea_surface_temperature", *more: str
+    ) -> str:
+        """What is said, or nothing."""
+        attributes = {"standard_name": words, "units": "degC"} if words else {"units": "degC"}
+        times = xr.date_range("2001-01-01", periods=n, freq="MS", use_cftime=True)
+        coordinates = {"time": times, "latitude": model.latitude, "longitude": model.longitude}
+        path = tmp_path / "in.nc"
+        xr.Dataset({name: (dims, values, attributes)}, coordinates).to_netcdf(path)
+        output = ["-o", str(tmp_path / "out.nc"), "--overwrite", "--members", "1", "--months", "1"]
+        code = run("weather/sst", "--file", str(path), *output, *more)
+        said = capsys.readouterr().err
+        assert code == (2 if said.startswith("perrin: ") else 0)
+        assert code == 0 or said.count("\n") == 1
+        return said if code else ""
+
+    assert told(usual) == told(usual + 1) == told(usual, "tos", "") == ""
+    ice = np.abs(model.latitude)[:, None] > 65
+    air = usual - 1 - 15 * ice + 0.5 * rng.standard_normal(usual.shape)
+    assert "K in the mean, in t2m of in.nc at 2001-01" in told(air, "t2m", "surface_temperature")
+    assert "t2m (air_temperature)" in told(air, "t2m", "air_temperature")
+    assert "sst (air_temperature)" in told(air, "sst", "air_temperature")
+    assert "K, +273." in told(usual + 273.15)
+    assert "check the units and that it is the sea's" in told(np.roll(usual, 6, 0))  # another month's name
+    assert "(root mean square) of the model's climatology" in told(0 * usual)  # anomalies
+    warm = usual + 4
+    assert "+4.0 K in the mean" in told(warm)
+    assert told(warm, "sst", "sea_surface_temperature", "--unlike-climatology") == ""
+
+
+def test_a_record_in_kelvin_makes_the_same_model(record: xr.Dataset, tmp_path: Path) -> None:
+    options = SSTOptions(
+        training=(1950, 1977), choice=(1978, 1983), leads=2, modes=3, predicted=4, amplitudes=3, field_amplitudes=3,
+        degree=6, field_degree=6,
+    )  # fmt: skip
+    train = TrainOptions(steps=1, batch=8, warmup=1)
+    kelvin = record + 273.15
+    kelvin.sst.attrs = record.sst.attrs | {"units": "K"}
+    models = [
+        train_sst(read_sst(Fields(r), cell=15, training=(1950, 1977)), options, train, tmp_path / name)[0]
+        for name, r in (("celsius", record), ("kelvin", kelvin))
+    ]
+    np.testing.assert_allclose(models[0].climatology, models[1].climatology, atol=1e-9)
+    with pytest.raises(PerrinError, match="use more training years"):
+        train_sst(
+            read_sst(Fields(record), cell=15, training=(1968, 1977)),
+            replace(options, training=(1968, 1977), field_amplitudes=100),
+            train,
+            tmp_path / "short",
+        )
+    cold = record - 40
+    cold.sst.attrs = record.sst.attrs
+    with pytest.raises(PerrinError, match="from -5 to 45 °C, given"):
+        read_sst(Fields(cold), cell=15, training=(1950, 1977))
 
 
 def test_killed_and_started_again(sst_bundle: Path, tmp_path: Path) -> None:

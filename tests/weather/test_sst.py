@@ -51,10 +51,7 @@ def test_anomalies_are_from_the_training_years() -> None:
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from perrin.modalities.weather import MODALITY
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("perrin.cli._modality", lambda verb, rest: MODALITY)
     record().to_netcdf("in.nc")
     assert main(["data", "weather/sst", "--file", "in.nc", "-o", "out.nc", "--years", "1950-1953"]) == 0
     assert "72 months, 2304 cells of sea" in capsys.readouterr().out
@@ -72,7 +69,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "out.nc"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "out.nc", "out.nc.run.json"]
 
 
 def test_gaps_are_said() -> None:

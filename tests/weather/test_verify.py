@@ -410,8 +410,6 @@ def test_noleap_meets_standard() -> None:
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("perrin.cli._all_modalities", lambda: _weather())
-    monkeypatch.setattr("perrin.modalities.modality_for_file", lambda path: _weather()[0])
     forecast, truth = make(inits=5)
     write_fields("f.nc", forecast)
     turned = truth.assign_coords(longitude=(truth.longitude + 180) % 360 - 180).sortby("longitude")
@@ -437,12 +435,6 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         error = capsys.readouterr().err
         assert words_ in error
         assert error.count("\n") == 1
-
-
-def _weather() -> list:
-    from perrin.modalities.weather import MODALITY
-
-    return [MODALITY]
 
 
 @pytest.mark.parametrize(

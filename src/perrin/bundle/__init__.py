@@ -84,7 +84,7 @@ def read_bundle(path: str | Path) -> Bundle:
         PerrinError: a file is missing or damaged, the format is unknown, or the weights are not those of the configuration.
     """
     path = Path(path)
-    config = _config(path, _member(path, CONFIG))
+    config = read_config(path)
     data = _member(path, WEIGHTS)
     found = hashlib.sha256(data).hexdigest()
     if found != config["weights_sha256"]:
@@ -99,7 +99,14 @@ def read_bundle(path: str | Path) -> Bundle:
     return Bundle(path, config, card, data)
 
 
-def _config(path: Path, raw: bytes) -> dict[str, Any]:
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read and check a bundle's `config.json` alone.
+
+    Raises:
+        PerrinError: it is missing or damaged, or the format is unknown.
+    """
+    path = Path(path)
+    raw = _member(path, CONFIG)
     try:
         config = json.loads(raw)
     except ValueError as error:

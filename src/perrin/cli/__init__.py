@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from perrin import __version__
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, check_counts
 
 if TYPE_CHECKING:
     from perrin.modalities import Modality
@@ -44,6 +44,12 @@ VERBS = {
 
 _TARGETS = ("sample", "simulate", "invert", "data", "train", "forecast", "assimilate")
 """Verbs whose first word names a modality; that of others is a file."""
+
+_WRITERS = (
+    "sample", "edit", "vary", "conformers", "simulate", "invert", "data", "evaluate", "rank", "forecast", "assimilate",
+    "verify", "view",
+)  # fmt: skip
+"""Verbs whose outputs may be there already; `train` goes on in its folder."""
 
 _SYSTEM = {
     errno.ENOSPC,
@@ -122,6 +128,8 @@ def _discard_output() -> None:
 
 
 def _run(argv: list[str]) -> int:
+    if len(argv) == 2 and argv[0] == "help":
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -156,27 +164,45 @@ def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
     Raises:
         PerrinError: it is not a command with a modality, or an argument is wrong.
     """
+    from perrin.modalities import BUNDLE_VERBS, bundle_verbs, modality_of, refusal
+
     verb, rest = argv[0], _joined(list(argv[1:]))
     if verb not in VERBS:
         raise PerrinError(f"expected a command ({', '.join(VERBS)}), given {verb!r}: see 'perrin --help'")
+    found, given = _modality(verb, rest)
+    if not found.supports(verb):
+        raise PerrinError(refusal(verb, given))
     parser = _parser(verb)
-    found = _modality(verb, rest)
-    for modality in [found] if found else _all_modalities():
-        modality.add_arguments(verb, parser)
+    found.add_arguments(verb, parser)
     parsed = parser.parse_args(rest)
-    parsed.argv = list(argv)
-    if found is None:
-        from perrin.modalities import modality_for_file, modality_of
-
-        found = modality_of(parsed.target) if verb in _TARGETS else modality_for_file(parsed.file)
+    parsed.argv = [word for word in argv if word != "--overwrite"]  # what a record repeats
+    check_counts(**{name: getattr(parsed, name, None) for name in ("n", "batch", "workers", "members")})
+    if verb not in _TARGETS and not os.path.exists(parsed.file):
+        raise PerrinError(f"expected a file, given {parsed.file}, which does not exist: check the path")
+    if verb == "train" and parsed.start and (other := modality_of(parsed.start)) is not found:
+        raise PerrinError(
+            f"expected --from with a bundle of {found.name}, given {parsed.start}, one of {other.name}"
+        )
+    if verb in BUNDLE_VERBS and verb not in bundle_verbs(parsed.target):
+        raise PerrinError(refusal(verb, parsed.target))
     return found, parsed
 
 
 def execute(argv: Sequence[str]) -> None:
     """Run a command of a modality; errors and interruptions are raised."""
+    from perrin.run.outputs import check_outputs, is_recorded, record_path
+
     found, parsed = parse(argv)
+    outputs = found.outputs(argv[0], parsed)
+    dry = getattr(parsed, "dry_run", False)
+    if not dry:
+        check_outputs(outputs, parsed)
     with _terminate_as_interrupt():
         getattr(found, argv[0])(parsed)
+    if not dry and outputs and outputs[0].exists() and not is_recorded(outputs[0], parsed):
+        from perrin.run.record import record, write_record
+
+        write_record(record_path(outputs[0]), record(argv[0], parsed))
 
 
 def _joined(words: list[str]) -> list[str]:
@@ -341,22 +367,35 @@ def _parser(verb: str) -> ArgumentParser:
         parser.add_argument("-o", "--out", metavar="FILE.html", help="where to (default: beside the file)")
     elif verb == "rerun":
         parser.add_argument("file", help="a run.json")
+    if verb in _WRITERS:
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="replace an output that another command made, or nobody knows who",
+        )
     return parser
 
 
-def _modality(verb: str, rest: list[str]):  # type: ignore[no-untyped-def]
-    """The modality that the first word names, so that `--help` shows its options; `None` when it names none."""
-    from perrin.modalities import modality, names
+def _modality(verb: str, rest: list[str]) -> tuple[Modality, str]:
+    """The modality that a command concerns, and the word that says so.
+
+    The first word may name it, so that `--help` shows its options alone. Else the options of all modalities are read, to
+    find the word; where two have an option of one name, the later one's description is shown.
+    """
+    from perrin.modalities import modalities, modality, modality_for_file, modality_of, names
 
     word = rest[0] if rest and not rest[0].startswith("-") else ""
     head = word.partition("/")[0]
-    return modality(head) if verb in _TARGETS and "/" in word and head in names() else None
-
-
-def _all_modalities():  # type: ignore[no-untyped-def]
-    from perrin.modalities import modalities
-
-    return list(modalities().values())
+    if verb in _TARGETS and "/" in word and head in names():
+        return modality(head), word
+    parser = _parser(verb)
+    parser.conflict_handler = "resolve"
+    for each in modalities().values():
+        each.add_arguments(verb, parser)
+    parsed = parser.parse_args(rest)
+    if verb in _TARGETS:
+        return modality_of(parsed.target), parsed.target
+    return modality_for_file(parsed.file, verb), parsed.file
 
 
 @contextmanager

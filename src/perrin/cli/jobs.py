@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 
 if TYPE_CHECKING:
     from perrin.run.shards import RunFolder, ShardedJob
@@ -81,7 +81,12 @@ def submit(arguments: Sequence[str], parser: ArgumentParser) -> int:
         raise PerrinError(f"expected a folder for -o, given the file {out}: choose another name")
     if a.engine == "slurm" and not a.dry_run:
         _need_sbatch()
-    argv, job, whole = _job([*verb_words, *(["--out", a.out] if a.out else [])])
+    if a.out and not a.run and verb_words[0] in ("evaluate", "verify"):
+        raise PerrinError(
+            f"expected --run with '{verb_words[0]}', which has no -o, given -o: write --run {a.out}"
+        )
+    argv = [*verb_words, *(["--out", a.out] if a.out else [])]
+    job, whole = _job(argv, named=bool(a.run))
     if whole and argv[0] != "train" and not a.run:
         raise PerrinError(
             f"expected --run DIR with '{argv[0]}', which is not cut into shards, given none: add --run run/"
@@ -110,6 +115,9 @@ def run(arguments: Sequence[str], parser: ArgumentParser) -> int:
     parser.add_argument("numbers", nargs="*", type=int, metavar="N", help="shard: which")
     parser.add_argument("-o", "--out", metavar="FILE", help="merge: where to (default: in the folder)")
     parser.add_argument(
+        "--overwrite", action="store_true", help="merge: replace an output that is of something else"
+    )
+    parser.add_argument(
         "--engine", choices=("slurm", "local"), help="resume: by other means than it was submitted"
     )
     parser.add_argument("--processes", type=int, metavar="N", help="resume: local processes at a time")
@@ -126,7 +134,7 @@ def run(arguments: Sequence[str], parser: ArgumentParser) -> int:
     if a.action == "resume":
         return _resume(folder, a.engine, a.processes)
     if a.action == "merge":
-        return _merge(folder, a.out)
+        return _merge(folder, a.out, a.overwrite)
     job = _job_of(folder)
     if a.action == "work":
         folder.work(job)
@@ -151,13 +159,16 @@ def _with_values(words: list[str]) -> list[str]:
     return out
 
 
-def _job(argv: list[str]) -> tuple[list[str], ShardedJob, bool]:
-    """The verb's command, its job, and whether it is one that is not cut."""
+def _job(argv: list[str], *, named: bool) -> tuple[ShardedJob, bool]:
+    """The verb's job, and whether it is one that is not cut; `named`: its output is another than the run's folder."""
     from perrin.cli import parse
+    from perrin.run.outputs import check_outputs
 
     modality, arguments = parse(argv)
+    if named:
+        check_outputs(modality.outputs(argv[0], arguments), arguments)
     job = modality.shards(argv[0], arguments)
-    return argv, job or _whole(argv), job is None
+    return job or _whole(argv), job is None
 
 
 def _whole(argv: Sequence[str]) -> ShardedJob:
@@ -203,7 +214,7 @@ def _job_of(folder: RunFolder) -> ShardedJob:
 def _start(folder: RunFolder, engine: str, processes: int | None, indices: str | None = None) -> None:
     if engine == "none":
         each = f"'perrin run shard {_short(folder)} N' makes one, 'perrin run work {_short(folder)}' all that are free"
-        print(f"{len(folder.missing())} shards to make: {each}")
+        print(f"{counted(len(folder.missing()), 'shards')} to make: {each}")
         return
     if engine == "local":
         from perrin.run.local import run_locally
@@ -268,7 +279,9 @@ def _status(folder: RunFolder) -> int:
             groups.setdefault("to do", []).append(shard)
     total, made = folder.content["items"], sum(len(s.items) for s in groups.get("done", ()))
     print(f"perrin {shlex.join(folder.content['argv'])}")
-    print(f"{made} of {total} {folder.content['items_name']}, {len(folder.shards)} shards")
+    print(
+        f"{made} of {counted(total, folder.content['items_name'])}, {counted(len(folder.shards), 'shards')}"
+    )
     for name, shards in groups.items():
         print(f"  {name:<12}  {len(shards):>5}  {numbers(shards)}")
     for line in lines[:20]:
@@ -321,18 +334,31 @@ def _resume(folder: RunFolder, engine: str | None, processes: int | None) -> int
     return 0
 
 
-def _merge(folder: RunFolder, out: str | None) -> int:
+def _merge(folder: RunFolder, out: str | None, overwrite: bool) -> int:
+    from perrin.run.outputs import check_free, check_place
+
     output = Path(out).absolute() if out else None
-    if output is not None and output.is_dir():
-        raise PerrinError(f"expected an output file, given the directory {out}: add a file name")
-    path = folder.merge(_job_of(folder), output)
-    print(f"{folder.content['items']} {folder.content['items_name']} in {path}")
+    job = _job_of(folder)  # in the folder where the run was submitted
+    named = output or _named(folder)
+    if named is not None and not folder.content["slurm"]["whole"]:
+        check_place(named)
+        manifest = str(folder.path / "manifest.json")
+        check_free(named, lambda content: content.get("manifest") == manifest, overwrite=overwrite)
+    path = folder.merge(job, output)
+    print(f"{counted(folder.content['items'], folder.content['items_name'])} in {path}")
     return 0
+
+
+def _named(folder: RunFolder) -> Path | None:
+    """The output that the submitted command names, where that is not the run's folder itself."""
+    argv: list[str] = folder.content["argv"]
+    out = Path(argv[argv.index("--out") + 1]).absolute() if "--out" in argv else folder.path
+    return None if out == folder.path else out
 
 
 def _done(folder: RunFolder) -> str:
     made = sum(len(s.items) for s in folder.shards) - sum(len(s.items) for s in folder.missing())
-    return f"{made} of {folder.content['items']} {folder.content['items_name']} are made"
+    return f"{made} of {counted(folder.content['items'], folder.content['items_name'])} made"
 
 
 def _short(folder: RunFolder) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from perrin.run.shards import ShardedJob
 
 GROUP = "perrin.modalities"
+
+BUNDLE_VERBS = ("sample", "simulate", "invert", "forecast", "assimilate")
+"""Verbs whose first word is a bundle."""
 
 
 class Modality(ABC):
@@ -67,7 +70,7 @@ class Modality(ABC):
 
     def conformers(self, arguments: Namespace) -> None:
         """`perrin conformers`; `arguments` as for `edit`."""
-        self._refuse("make conformers")
+        self._refuse("conformers")
 
     def simulate(self, arguments: Namespace) -> None:
         """`perrin simulate`; `arguments` as for `sample`."""
@@ -91,7 +94,7 @@ class Modality(ABC):
 
     def data(self, arguments: Namespace) -> None:
         """`perrin data`; `arguments` has target and out."""
-        self._refuse("prepare data")
+        self._refuse("data")
 
     def forecast(self, arguments: Namespace) -> None:
         """`perrin forecast`; `arguments` has target, out, members, seed, device, workers, argv."""
@@ -105,12 +108,36 @@ class Modality(ABC):
         """`perrin verify`; `arguments` has file, truth and json."""
         self._refuse("verify")
 
+    def outputs(self, verb: str, arguments: Namespace) -> list[Path]:
+        """Files that a verb will write, the main one first: they are looked at before any work (`perrin.run.outputs`).
+
+        Raises:
+            PerrinError: a name is none for an output.
+        """
+        if verb == "train":  # makes a folder, and goes on in it
+            return []
+        if verb == "view" and not arguments.out:
+            return [page_beside(arguments.file)]
+        for page in (arguments.out if verb == "view" else None, getattr(arguments, "view", None)):
+            if page and Path(page).suffix.lower() not in (".html", ".htm"):
+                raise PerrinError(f"expected a page's name that ends in .html, given {page}: change it")
+        given = (getattr(arguments, name, None) for name in ("out", "view", "json"))
+        return [Path(name) for name in given if name]
+
     def shards(self, verb: str, arguments: Namespace) -> ShardedJob | None:
         """How `perrin submit` cuts a verb's work; `None`: it runs whole, as one job. `arguments` are those of the verb."""
         return None
 
+    def supports(self, verb: str) -> bool:
+        """Whether the modality has a verb of its own, for one bundle or file at least."""
+        return getattr(type(self), verb) is not getattr(Modality, verb)
+
+    def works(self, verb: str, model: Mapping[str, Any]) -> bool:
+        """Whether a verb that it supports works with a bundle of this `model` configuration; with all, by default."""
+        return True
+
     def _refuse(self, verb: str) -> NoReturn:
-        raise PerrinError(f"expected a modality that can {verb}, given {self.name}, which cannot")
+        raise PerrinError(refusal(verb, self.name))
 
     def requirements(self) -> Iterable[str]:
         """Import names of the packages that the modality needs, for `perrin doctor`."""
@@ -177,42 +204,68 @@ def find_bundle(reference: str | Path) -> Path:
             f"expected a finished run, given {text}, which has only a checkpoint: call its train command again"
         )
     head, _, tail = text.partition("/")
-    if tail and head in names():
-        found = modality(head)
-        if tail in found.bundles():
-            return found.bundle_folder() / tail
-        known = ", ".join(f"{head}/{b}" for b in found.bundles()) or "none"
-        raise PerrinError(
-            f"expected a bundle ({known}) or the path of one, given {text!r}: see 'perrin list'"
-        )
-    raise PerrinError(
-        f"expected a bundle's name, such as molecule/qm9, or its folder, given {text!r}: see 'perrin list'"
-    )
+    known = [modality(head)] if head in names() else list(modalities().values())
+    if head in names() and tail in known[0].bundles():
+        return known[0].bundle_folder() / tail
+    bundles = ", ".join(f"{m.name}/{b}" for m in known for b in m.bundles()) or "none ships"
+    raise PerrinError(f"expected a bundle ({bundles}) or the path of one, given {text!r}: see 'perrin list'")
 
 
 def modality_of(reference: str) -> Modality:
     """The modality that answers for `modality/name`, or for a bundle at a path."""
-    from perrin.bundle import is_bundle, read_bundle
+    from perrin.bundle import is_bundle, read_config
 
     head = reference.partition("/")[0]
     if head in names() and not is_bundle(reference):
         return modality(head)
-    return modality(read_bundle(find_bundle(reference)).modality)
+    return modality(str(read_config(find_bundle(reference))["modality"]))
 
 
-def modality_for_file(path: str | Path) -> Modality:
-    """The modality that claims a file's suffix.
+def modality_for_file(path: str | Path, verb: str = "view") -> Modality:
+    """The modality that has a verb for files of this suffix.
 
     Raises:
         PerrinError: none does.
     """
-    path = Path(path)
-    suffix = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    name = Path(path)
+    suffix = (name.with_suffix("") if name.suffix.lower() == ".gz" else name).suffix.lower()
     for candidate in modalities().values():
-        if suffix in candidate.suffixes:
+        if suffix in candidate.suffixes and candidate.supports(verb):
             return candidate
-    known = sorted(s for m in modalities().values() for s in m.suffixes)
-    raise PerrinError(f"expected a file of a known kind ({', '.join(known)}), given {path}")
+    raise PerrinError(refusal(verb, str(path) or "none"))
+
+
+def page_beside(path: str | Path) -> Path:
+    """Where `perrin view` writes, unless told."""
+    path = Path(path)
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).with_suffix(".html")
+
+
+def refusal(verb: str, given: str) -> str:
+    """What to say of a bundle, a modality or a file that a verb does not work with: those that it works with."""
+    able = [m for m in modalities().values() if m.supports(verb)]
+    if verb in BUNDLE_VERBS:
+        known = [n for m in able for b in m.bundles() if verb in bundle_verbs(n := f"{m.name}/{b}")]
+        own = bundle_verbs(given) if given.partition("/")[2] else []
+        other = f", which is for perrin {' and '.join(own)}" if own else ""
+        words = f"a bundle that 'perrin {verb}' works with ({', '.join(known) or 'none ships'}), given {given}{other}"
+        return f"expected {words}: see 'perrin list'"
+    if verb in ("data", "train"):
+        words = (
+            f"a modality that 'perrin {verb}' works with ({', '.join(m.name for m in able)}), given {given}"
+        )
+        return f"expected {words}: see 'perrin {verb} --help'"
+    kinds = ", ".join(suffix for m in able for suffix in m.suffixes)
+    return f"expected a file that 'perrin {verb}' works with ({kinds}), given {given}: choose another"
+
+
+def bundle_verbs(reference: str) -> list[str]:
+    """The verbs that a bundle works with."""
+    from perrin.bundle import read_config
+
+    config = read_config(find_bundle(reference))
+    found = modality(str(config["modality"]))
+    return [v for v in BUNDLE_VERBS if found.supports(v) and found.works(v, config["model"])]
 
 
 def load(reference: str | Path, *, device: str = "cpu") -> Any:

@@ -38,13 +38,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors makes files that nobody else may read
         os.replace(temporary, target)
     except OSError as error:
-        reason = error.strerror or str(error)
         raise PerrinError(
-            f"expected to write {target}, met: {reason}; free some space or choose another path"
+            f"expected to write {target}, met: {trouble(error)}; free some space or choose another path"
         ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def trouble(error: OSError) -> str:
+    """What an error says in few words; libraries (HDF5, safetensors) hide the system's among many."""
+    words = error.strerror or " ".join(str(error).split())
+    known = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO))
+    return next((text for text in known if text in words), words)
 
 
 def write_text(path: str | Path, text: str) -> None:

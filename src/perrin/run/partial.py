@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, counted
 from perrin.run.atomic import write_json, write_tensors
 
 
@@ -94,8 +94,27 @@ def read_key(folder: Path, key: Mapping[str, Any]) -> bool:
 
 
 def _difference(found: Any, given: Mapping[str, Any]) -> str:
-    """The entries that differ, short enough for one line."""
+    """The settings that differ, short enough for one line."""
     if not isinstance(found, dict):
-        return "unreadable"
-    names = sorted(k for k in {*found, *given} if found.get(k) != given.get(k))
-    return ", ".join(f"{k} {str(found.get(k))[:40]}, given {str(given.get(k))[:40]}" for k in names)
+        return "its key.json is unreadable"
+    one, other = _flat(found), _flat(given)
+    differ = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
+    told = [f"{name} {_short(one.get(name))}, given {_short(other.get(name))}" for name in differ[:3]]
+    return "; ".join(told + ([f"and {len(differ) - 3} more"] if len(differ) > 3 else []))
+
+
+def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of entries under their own names, which are those of options: `steps`, not `sampling.steps`."""
+    out: dict[str, Any] = {}
+    for name, value in key.items():
+        out |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return out
+
+
+def _short(value: Any) -> str:
+    """A value in few letters: a hash by its first digits, a long list by its length."""
+    if isinstance(value, list):
+        text = ", ".join(map(_short, value))
+        return text if 0 < len(text) <= 40 else counted(len(value), "entries")
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"

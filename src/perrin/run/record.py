@@ -38,7 +38,7 @@ def record(verb: str, a: Namespace, **more: Any) -> dict[str, Any]:
     """The content of `run.json`: verb, parsed arguments, `a.argv`, whatever else is given, versions, command line."""
     return {
         "verb": verb,
-        "arguments": {k: v for k, v in vars(a).items() if k != "argv"},
+        "arguments": {k: v for k, v in vars(a).items() if k not in ("argv", "overwrite")},
         "argv": a.argv,
         **more,
         "versions": versions(),

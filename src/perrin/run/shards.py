@@ -163,7 +163,10 @@ class RunFolder:
                 f"expected the folder of a run, given {path}, which has no job.json: check the path, or 'perrin submit' one"
             ) from error
         except (OSError, ValueError) as error:
-            raise PerrinError(f"expected a readable job.json in {path}, given: {error}") from error
+            reason = getattr(error, "strerror", None) or "no JSON"
+            raise PerrinError(
+                f"expected the folder of a run with its job.json, given {path} ({reason}): check the path"
+            ) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise PerrinError(
                 f"expected a job.json of format {FORMAT} in {path}, given another: update perrin"

@@ -232,6 +232,22 @@ class MoleculeModality(Modality):
                 help="histograms beside these molecules: qm9, a file, or none (default: the data of the bundle)",
             )
 
+    def outputs(self, verb: str, arguments: Namespace) -> list[Path]:
+        """A ranking is beside the file that is ranked, unless told. What is edited has bonds, what has conformers positions.
+
+        Raises:
+            PerrinError: the file's suffix is one that cannot be written.
+        """
+        from perrin.modalities.molecule.files import WRITABLE_SUFFIXES, check_suffix
+
+        edited = (".sdf",)
+        suffixes = {"edit": edited, "vary": edited, "conformers": (".sdf", ".xyz", ".extxyz")}
+        if verb in ("sample", *suffixes):
+            check_suffix(arguments.out, suffixes.get(verb, WRITABLE_SUFFIXES))
+        if verb == "rank" and not arguments.out:
+            return [ranked_beside(arguments.file)]
+        return super().outputs(verb, arguments)
+
     def load(self, bundle: Bundle, *, device: str = "cpu") -> MoleculeModel:
         """The model of a bundle."""
         from perrin.modalities.molecule.model import MoleculeModel
@@ -293,6 +309,11 @@ class MoleculeModality(Modality):
         from perrin.modalities.molecule import commands
 
         commands.view(arguments)
+
+
+def ranked_beside(path: str | Path) -> Path:
+    """Where `perrin rank` writes, unless told."""
+    return Path(path).with_name(f"{Path(path).stem}.ranked.sdf")
 
 
 MODALITY = MoleculeModality()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.device import choose_device
 
@@ -29,17 +29,14 @@ _STATE: dict[str, Any] = {}
 def sample(a: Namespace) -> None:
     """`perrin sample molecule/… -n N -o FILE`: resumable, in as many processes as the machine has cores."""
     from perrin.core.plan import plan_table
-    from perrin.modalities.molecule.files import check_suffix, write_molecules
+    from perrin.modalities.molecule.files import write_molecules
+    from perrin.run.outputs import record_path
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
     from perrin.run.record import record, write_record
 
-    check_counts(n=a.n)
     output = Path(a.out)
-    check_suffix(output)
-    if a.view and Path(a.view).is_dir():
-        raise PerrinError(f"expected a file for --view, given the directory {a.view}: add a file name")
     work = prepare_sampling(a)
     model, options, plan, batch, device, key = (
         work.model, work.options, work.plan, work.batch, work.device, work.key,
@@ -82,7 +79,8 @@ def sample(a: Namespace) -> None:
         kept = [m for m in whole if "smiles" in m.properties]
         if len(kept) < len(whole):
             print(
-                f"left out {len(whole) - len(kept)} invalid molecules, which have no SMILES", file=sys.stderr
+                f"left out {counted(len(whole) - len(kept), 'invalid molecules')}, which have no SMILES",
+                file=sys.stderr,
             )
     else:
         kept = whole
@@ -100,18 +98,19 @@ def sample(a: Namespace) -> None:
             "device": device,
         },
     )
-    write_record(output.with_name(output.name + ".run.json"), content)
+    write_record(record_path(output), content)
     store.remove()
     if a.n > len(done):
         rate = (a.n - len(done)) / seconds
         print(
-            f"{len(kept)} molecules in {output}: {seconds:.1f} s, {rate:.1f} molecules/s, {plan.nfe} evaluations each"
+            f"{counted(len(kept), 'molecules')} in {output}: {seconds:.1f} s, {rate:.1f} molecules/s, "
+            f"{counted(plan.nfe, 'evaluations')} each"
         )
     else:
-        print(f"{len(kept)} molecules in {output}, all from unfinished work")
+        print(f"{counted(len(kept), 'molecules')} in {output}, all from unfinished work")
     metrics = _evaluate(whole, label=a.target) if a.evaluate else None
     if a.view:
-        _page(a.view, whole, f"{a.target}, {a.n} molecules", metrics, content)
+        _page(a.view, whole, f"{a.target}, {counted(a.n, 'molecules')}", metrics, content)
         print(f"3D views in {a.view}")
 
 
@@ -167,7 +166,6 @@ def prepare_sampling(a: Namespace) -> Sampling:
     from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.model import wanted
 
-    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     atoms = _atoms(a.atoms)
     device = choose_device(a.device)
     model = load(str(find_bundle(a.target)), device=device)
@@ -251,7 +249,7 @@ def train(a: Namespace) -> None:
     names = list(dict.fromkeys([*held, *_names(a.conditions)]))
     vocabulary, buckets, skipped = training_data(a, vocabulary, names)
     if skipped:
-        print(f"left out {skipped} molecules that the model cannot express", file=sys.stderr)
+        print(f"left out {counted(skipped, 'molecules')} that the model cannot express", file=sys.stderr)
     vocabulary = dataclasses.replace(
         vocabulary, size_counts=size_counts(buckets)
     )  # it samples sizes like the new data
@@ -322,7 +320,7 @@ def train(a: Namespace) -> None:
         sampling = SamplingOptions(**base.config.get("sampling", {})) if base else SamplingOptions()
         source = Path(a.data).name if a.data else "QM9"
         card = (
-            f"# {out.name}\n\nA molecule model trained on {sum(map(len, buckets))} molecules of {source}"
+            f"# {out.name}\n\nA molecule model trained on {counted(sum(map(len, buckets)), 'molecules')} of {source}"
             f"{', from ' + a.start if a.start else ''}, {options.steps} steps of {options.batch}.\n\n"
             "Metrics: none measured yet; `perrin sample` it and `perrin evaluate` the file.\n"
         )
@@ -370,9 +368,6 @@ def evaluate(a: Namespace) -> None:
     check_counts(groups=a.groups)
     if a.like not in (None, "qm9"):
         raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
-    check_counts(workers=a.workers)
-    if a.json and Path(a.json).is_dir():  # said before the work, which may take long
-        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
     measures = _measures(a)
     molecules = read_molecules(a.file)
     data = qm9_reference() if a.like or a.all or measures.needs_reference else None
@@ -417,16 +412,16 @@ def _measures(a: Namespace) -> Measures:
 
 def view(a: Namespace) -> None:
     """`perrin view FILE`: one HTML page beside it."""
+    from perrin.modalities import page_beside
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.metrics import evaluate as judge
-    from perrin.modalities.molecule.textfile import is_packed
+    from perrin.run.outputs import read_record
 
     molecules = read_molecules(a.file)
-    bare = Path(a.file).with_suffix("") if is_packed(a.file) else Path(a.file)
-    target = Path(a.out) if a.out else bare.with_suffix(".html")
+    target = Path(a.out) if a.out else page_beside(a.file)
     metrics = judge(molecules, _protocol(molecules, None), label=Path(a.file).name)
-    _page(target, molecules, Path(a.file).name, metrics, _provenance(a.file), reference=a.reference)
-    print(f"{len(molecules)} molecules in {target}")
+    _page(target, molecules, Path(a.file).name, metrics, read_record(a.file) or None, reference=a.reference)
+    print(f"{counted(len(molecules), 'molecules')} in {target}")
 
 
 def _page(
@@ -521,16 +516,6 @@ def _page_metrics(result: dict[str, Any] | None) -> dict[str, Any] | None:
             for name, m in content["metrics"].items()
         }
     return out
-
-
-def _provenance(path: str) -> dict[str, Any] | None:
-    import json
-
-    beside = Path(path + ".run.json")
-    try:
-        return dict(json.loads(beside.read_text())) if beside.is_file() else None
-    except ValueError:
-        return None
 
 
 def _atoms(text: str | None) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_count, check_counts
+from perrin.errors import PerrinError, check_count, counted
 from perrin.modalities.molecule.commands import _labelled, _unpack
 from perrin.modalities.molecule.edit_commands import DEFAULT_MODEL, _draw, _fingerprint, _finish
 from perrin.modalities.molecule.structure import Molecule
@@ -31,10 +31,7 @@ def conformers(a: Namespace) -> None:
     from perrin.run.progress import progress
 
     tries = check_count(a.tries, "--tries")
-    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     output = Path(a.out)
-    if output.suffix.lower() not in (".sdf", ".xyz", ".extxyz"):
-        raise PerrinError(f"expected an output file with the suffix .sdf, .xyz or .extxyz, given {output}")
     if a.xtb:
         from perrin.modalities.molecule.metrics.packages import require
 
@@ -89,12 +86,13 @@ def conformers(a: Namespace) -> None:
     short = [k for k, group in enumerate(groups) if len(group) < a.n]
     if not any(groups):
         raise PerrinError(
-            f"expected conformers, made none in {drawn} draws (rejected: {rejected}): raise --tries, which goes on from here"
+            f"expected conformers, made none in {counted(drawn, 'draws')} (rejected: {rejected}): raise --tries, "
+            "which goes on from here"
         )
     for k in short:
         print(
-            f"perrin: warning: {len(groups[k])} of {a.n} conformers of {queries[k].molecule.name} (molecule {k + 1} of "
-            f"{a.file}) in {tries} tries: raise --tries",
+            f"perrin: warning: {len(groups[k])} of {counted(a.n, 'conformers')} of {queries[k].molecule.name} "
+            f"(molecule {k + 1} of {a.file}) in {counted(tries, 'tries')}: raise --tries",
             file=sys.stderr,
         )
     whole: list[Molecule] = []
@@ -109,8 +107,8 @@ def conformers(a: Namespace) -> None:
     _finish(a, "conformers", output, model, options, whole, result, begin, store)
     seconds = time.perf_counter() - begin
     print(
-        f"{len(whole)} conformers of {len(queries)} molecules in {output}: {seconds:.1f} s, {drawn} draws, "
-        f"rejected: {rejected}"
+        f"{counted(len(whole), 'conformers')} of {counted(len(queries), 'molecules')} in {output}: {seconds:.1f} s, "
+        f"{counted(drawn, 'draws')}, rejected: {rejected}"
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perrin.errors import PerrinError, check_count, check_counts
+from perrin.errors import PerrinError, check_count, counted
 from perrin.modalities.molecule.commands import _labelled, _pack, _unpack
 from perrin.modalities.molecule.structure import SYMBOLS, Molecule
 from perrin.run.device import choose_device
@@ -89,8 +89,8 @@ def edit(a: Namespace) -> None:
     rejected = ", ".join(f"{count} {why}" for why, count in sorted(faults.items()) if why != "good") or "none"
     if len(good) < a.n:
         raise PerrinError(
-            f"expected {a.n} molecules, made {len(good)} in {drawn} draws (rejected: {rejected}): raise --tries, which goes "
-            "on from here, or change --add, --anchors or --keep"
+            f"expected {counted(a.n, 'molecules')}, made {len(good)} in {counted(drawn, 'draws')} (rejected: "
+            f"{rejected}): raise --tries, which goes on from here, or change --add, --anchors or --keep"
         )
     labelled = []
     for i, molecule in enumerate(good):
@@ -107,8 +107,8 @@ def edit(a: Namespace) -> None:
     }  # fmt: skip
     _finish(a, "edit", output, model, options, labelled, result | {"evaluations": plan.nfe}, begin, store)
     print(
-        f"{a.n} molecules in {output}, {different} different; {len(atoms)} heavy atoms kept in all; "
-        f"{drawn} draws, rejected: {rejected}"
+        f"{counted(a.n, 'molecules')} in {output}, {different} different; {counted(len(atoms), 'heavy atoms')} kept in all; "
+        f"{counted(drawn, 'draws')}, rejected: {rejected}"
     )
 
 
@@ -169,7 +169,8 @@ def vary(a: Namespace) -> None:
     result = {"molecules": total, "valid": len(known), "mean_tanimoto": mean if known else None}
     _finish(a, "vary", output, model, options, labelled, result | {"evaluations": evaluations}, begin, store)
     print(
-        f"{total} molecules in {output}: {len(known)} valid, of mean Tanimoto similarity {mean:.2f} to their seed"
+        f"{counted(total, 'molecules')} in {output}: {len(known)} valid, of mean Tanimoto similarity "
+        f"{mean:.2f} to their seed"
     )
 
 
@@ -198,10 +199,7 @@ def _begin(a: Namespace) -> tuple[Path, MoleculeModel, SamplingOptions, list[Mol
     from perrin.modalities.molecule.kept import with_hydrogens
     from perrin.modalities.molecule.model import load_model
 
-    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     output = Path(a.out)
-    if output.suffix.lower() != ".sdf":
-        raise PerrinError(f"expected an output file with the suffix .sdf, given {output}")
     molecules = []
     missing = 0
     for number, molecule in enumerate(read_molecules(a.file), 1):
@@ -226,7 +224,7 @@ def _begin(a: Namespace) -> tuple[Path, MoleculeModel, SamplingOptions, list[Mol
         if reason := unsupported(molecule, vocabulary):
             raise PerrinError(f"{reason} ({where})")
     if missing:
-        print(f"added {missing} hydrogens that {a.file} leaves out", file=sys.stderr)
+        print(f"added {counted(missing, 'hydrogens')} that {a.file} leaves out", file=sys.stderr)
     return output, model, model.options(steps=a.steps, solver=a.solver), molecules
 
 
@@ -286,6 +284,7 @@ def _finish(
     store: PartialStore,
 ) -> None:
     from perrin.modalities.molecule.files import write_molecules
+    from perrin.run.outputs import record_path
     from perrin.run.record import record, write_record
 
     write_molecules(output, molecules)
@@ -296,7 +295,7 @@ def _finish(
         sampling=options.to_json(),
         result=result | {"seconds": round(time.perf_counter() - begin, 2), "device": str(model.device)},
     )
-    write_record(output.with_name(output.name + ".run.json"), content)
+    write_record(record_path(output), content)
     store.remove()
 
 

@@ -25,7 +25,6 @@ from perrin.run.blocks import BlockWriter
 
 READABLE = ".sdf, .sdf.gz, .xyz, .extxyz, .smi, .smiles, .csv"
 WRITABLE_SUFFIXES = (".sdf", ".xyz", ".extxyz", ".smi", ".smiles")
-WRITABLE = ".sdf, .sdf.gz, .xyz, .extxyz, .smi, .smiles"
 
 
 def read_molecules(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
@@ -48,10 +47,11 @@ def read_molecules(path: str | Path, elements: Collection[int] | None = None) ->
     raise PerrinError(f"expected a file with one of the suffixes {READABLE}, given {path}")
 
 
-def check_suffix(path: str | Path) -> None:
-    """Raise a `PerrinError` unless a file of this suffix can be written."""
-    if kind(path) not in WRITABLE_SUFFIXES or (is_packed(path) and kind(path) != ".sdf"):
-        raise PerrinError(f"expected an output file with one of the suffixes {WRITABLE}, given {path}")
+def check_suffix(path: str | Path, suffixes: Sequence[str] = WRITABLE_SUFFIXES) -> None:
+    """Raise a `PerrinError` unless a file can be written whose suffix is one of these, or `.sdf.gz`."""
+    if kind(path) not in suffixes or (is_packed(path) and kind(path) != ".sdf"):
+        known = ", ".join([".sdf", ".sdf.gz", *suffixes[1:]])
+        raise PerrinError(f"expected an output file with one of the suffixes {known}, given {path}")
 
 
 def write_molecules(path: str | Path, molecules: Sequence[Molecule]) -> None:

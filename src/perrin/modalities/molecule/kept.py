@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rdkit import Chem, rdBase
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, counted
 from perrin.modalities.molecule.chem import from_rdkit, graph, sanitize, to_rdkit
 from perrin.modalities.molecule.fields import Vocabulary
 from perrin.modalities.molecule.metrics.bonds import VALENCES
@@ -284,9 +284,10 @@ def addition_table(
             if h >= 0 and weight > 0:
                 table[a, h] = weight
     if not table:
+        room = low if low == high else f"{low} to {high}"
         raise PerrinError(
-            f"expected a kept part that leaves room for {low} to {high} heavy atoms in molecules of {min(sizes)} to "
-            f"{max(sizes)} atoms, the sizes the model knows, given {len(kept.molecule)} kept atoms: "
+            f"expected a kept part that leaves room for {room} heavy atoms in molecules of {min(sizes)} to "
+            f"{max(sizes)} atoms, the sizes the model knows, given {counted(len(kept.molecule), 'kept atoms')}: "
             "keep fewer, or change --add"
         )
     norm = sum(table.values())

@@ -44,7 +44,7 @@ from perrin.modalities.molecule.fields import decode, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
 from perrin.modalities.molecule.properties import TABLE, Table
 from perrin.modalities.molecule.structure import Molecule
-from perrin.modalities.molecule.wants import Wish, intervals, parse_wishes
+from perrin.modalities.molecule.wants import Wish, intervals, parse_wishes, unconditional
 from perrin.run.pool import one_thread
 
 _QUANTUM, _LEAST = 2, 4
@@ -225,10 +225,7 @@ class MoleculeModel:
             PerrinError: the model has no conditions, or a text is no wish for one of them.
         """
         if want and not self.config.ranges:
-            raise PerrinError(
-                f"expected a bundle that was trained with properties, given {self.name}, which was not: train one (perrin "
-                "train molecule/qm9 --from molecule/qm9 --conditions alpha,gap,homo,lumo,mu,cv --out DIR)"
-            )
+            raise unconditional(want, self.name)
         return parse_wishes(want, self.config.ranges)
 
     def _intervals(self, want: Sequence[tuple[str, float | None, float | None]]) -> Tensor:

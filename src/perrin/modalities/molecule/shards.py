@@ -19,6 +19,7 @@ from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.textfile import is_packed, kind
 from perrin.run.atomic import atomic_path, sweep
 from perrin.run.blocks import BlockWriter, read_blocks
+from perrin.run.outputs import record_path
 from perrin.run.partial import PartialStore
 from perrin.run.pool import cpu_count, map_unordered
 from perrin.run.progress import progress
@@ -140,7 +141,7 @@ class SampleShards(FileShards):
             raise PerrinError(f"expected an output file with the suffix .sdf or .sdf.gz, given {path}")
         count = 0
         sweep(path)
-        sweep(path.with_name(path.name + ".run.json"))
+        sweep(record_path(path))
         with atomic_path(path) as temporary:
             out: Any = BlockWriter(temporary) if is_packed(path) else open(temporary, "wb")  # noqa: SIM115
             with out:
@@ -170,7 +171,7 @@ class SampleShards(FileShards):
             result={"molecules": count, "evaluations": self.work.plan.nfe, "shards": len(shards)},
             manifest=str(folder / "manifest.json"),
         )
-        write_record(path.with_name(path.name + ".run.json"), content)
+        write_record(record_path(path), content)
         return path
 
 

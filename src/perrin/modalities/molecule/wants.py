@@ -17,8 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from perrin.bundle import read_config
 from perrin.errors import PerrinError
+from perrin.modalities.molecule import MODALITY
 from perrin.modalities.molecule.properties import Range, Table
+from perrin.modalities.molecule.qm9_prepare import PROPERTIES
 from perrin.modalities.molecule.units import convert
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -107,6 +110,40 @@ def parse_wishes(texts: Sequence[str], ranges: Sequence[Range]) -> tuple[Wish, .
             )
         held[wish.name] = Wish(name=wish.name, unit=wish.unit, low=low, high=high)
     return tuple(held[r.name] for r in ranges if r.name in held)
+
+
+def unconditional(texts: Sequence[str], bundle: str) -> PerrinError:
+    """What to say of wishes for a bundle that was trained with no properties: which bundle has some, and how to make one.
+
+    Raises:
+        PerrinError: as `parse_wishes`, by the properties of QM9; what is none of them may be a data item of the user's.
+    """
+    ranges = [
+        Range(name=name, unit=unit, mean=0.0, std=1.0, low=-math.inf, high=math.inf)
+        for name, (_, unit) in PROPERTIES.items()
+        if name != "index"
+    ]
+    own = {}
+    for text in texts:
+        match = _WISH.fullmatch(text)
+        if match and not difflib.get_close_matches(
+            match["name"].lower(), [r.name.lower() for r in ranges], 1
+        ):
+            own[text] = match["name"]
+    names = [wish.name for wish in parse_wishes([text for text in texts if text not in own], ranges)]
+    names = list(dict.fromkeys([*names, *own.values()]))
+    source = "molecule/mine --data mine.sdf" if own else "molecule/qm9"
+    folder = MODALITY.bundle_folder()
+    have = [name for name in MODALITY.bundles() if read_config(folder / name)["model"].get("ranges")]
+    use = (
+        f"use molecule/{' or molecule/'.join(have)}, or train one"
+        if have
+        else "none that ships was: train one"
+    )
+    return PerrinError(
+        f"expected a bundle that was trained with properties for --want, given {bundle}, which was not; {use} (perrin train "
+        f"{source} --from molecule/qm9 --conditions {','.join(names)} --out runs/wishes)"
+    )
 
 
 def intervals(wishes: Sequence[Wish], ranges: Sequence[Range]) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentError, ArgumentParser, Namespace, _ArgumentGroup
-from collections.abc import Iterable
-from contextlib import suppress
+from argparse import ArgumentParser, Namespace, _ArgumentGroup
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,95 +31,101 @@ class ParticleModality(Modality):
         return ("h5py", "scipy")
 
     def add_arguments(self, verb: str, parser: ArgumentParser) -> None:
-        """The particle options; one that another modality has already is left to it, and means the same."""
+        """The particle options."""
         group = parser.add_argument_group("particle")
         if verb == "sample":
-            _add(
-                group, "--energy", metavar="A..B", help="showers: incident energy, 10GeV or a range 1..50GeV"
+            group.add_argument(
+                "--energy", metavar="A..B", help="showers: incident energy, 10GeV or a range 1..50GeV"
             )
-            _add(group, "--class", dest="kind", metavar="NAME", help="jets: gluon, quark or top")
-            _add(group, "--pt", metavar="A..B", help="jets: range of transverse momentum, GeV")
-            _add(group, "--mass", metavar="A..B", help="jets: range of mass, GeV")
+            group.add_argument("--class", dest="kind", metavar="NAME", help="jets: gluon, quark or top")
+            group.add_argument("--pt", metavar="A..B", help="jets: range of transverse momentum, GeV")
+            group.add_argument("--mass", metavar="A..B", help="jets: range of mass, GeV")
             _speed(group)
-            _add(group, "--view", metavar="FILE.html", help="also write a page of plots")
+            group.add_argument("--view", metavar="FILE.html", help="also write a page of plots")
         elif verb in ("simulate", "invert"):
             if verb == "simulate":
-                _add(
-                    group,
+                group.add_argument(
                     "--from",
                     dest="start",
                     metavar="FILE",
                     help="states to start from, the first times of it",
                 )
-                _add(group, "--intervals", type=int, default=10, metavar="N", help="how far (default 10)")
+                group.add_argument(
+                    "--intervals", type=int, default=10, metavar="N", help="how far (default 10)"
+                )
             else:
-                _add(
-                    group,
+                group.add_argument(
                     "--measured",
                     metavar="FILE",
                     help="flow whose states are measured, at its last two times",
                 )
-                _add(
-                    group,
+                group.add_argument(
                     "--every",
                     type=int,
                     default=4,
                     metavar="N",
                     help="seen are every N-th point (default 4)",
                 )
-                _add(group, "--blur", type=float, metavar="X", help="or all points, blurred over X points")
-                _add(
-                    group, "--noise", type=float, default=0.05, metavar="X", help="of the measurement (0.05)"
+                group.add_argument(
+                    "--blur", type=float, metavar="X", help="or all points, blurred over X points"
+                )
+                group.add_argument(
+                    "--noise", type=float, default=0.05, metavar="X", help="of the measurement (0.05)"
                 )
             _speed(group)
         elif verb == "data":
-            _add(group, "--class", dest="kind", metavar="NAME", help="jets: gluon, quark or top")
-            _add(group, "-n", type=int, default=1000, help="jets, or trajectories (default 1000)")
-            _add(group, "--seed", type=int, default=0, help="default 0")
-            _add(group, "--workers", type=int, help="processes (default: the cores there are)")
-            _add(
-                group, "--file", metavar="FILE", action="append", help="showers: CaloChallenge files to join"
+            group.add_argument("--class", dest="kind", metavar="NAME", help="jets: gluon, quark or top")
+            group.add_argument("-n", type=int, default=1000, help="jets, or trajectories (default 1000)")
+            group.add_argument("--seed", type=int, default=0, help="default 0")
+            group.add_argument("--workers", type=int, help="processes (default: the cores there are)")
+            group.add_argument(
+                "--file", metavar="FILE", action="append", help="showers: CaloChallenge files to join"
             )
-            _add(group, "--grid", type=int, default=32, help="kolmogorov: points along a side (default 32)")
-            _add(
-                group, "--times", type=int, default=41, help="kolmogorov: states in a trajectory (default 41)"
+            group.add_argument(
+                "--grid", type=int, default=32, help="kolmogorov: points along a side (default 32)"
             )
-            _add(
-                group, "--interval", type=float, default=0.5, help="kolmogorov: between states (default 0.5)"
+            group.add_argument(
+                "--times", type=int, default=41, help="kolmogorov: states in a trajectory (default 41)"
             )
-            _add(group, "--viscosity", type=float, default=5e-3, help="kolmogorov: default 0.005")
+            group.add_argument(
+                "--interval", type=float, default=0.5, help="kolmogorov: between states (default 0.5)"
+            )
+            group.add_argument("--viscosity", type=float, default=5e-3, help="kolmogorov: default 0.005")
         elif verb == "train":
-            _add(
-                group,
+            group.add_argument(
                 "--data",
                 metavar="FILE",
                 help="own data: showers or flows in HDF5; jets: CLASS=FILE,CLASS=FILE",
             )
-            _add(group, "--limit", type=int, metavar="N", help="use only N samples of the data")
+            group.add_argument("--limit", type=int, metavar="N", help="use only N samples of the data")
         elif verb == "evaluate":
-            _add(group, "--class", dest="kind", metavar="NAME", help="jets: gluon, quark or top, for FPND")
-            _add(
-                group,
+            group.add_argument(
+                "--class", dest="kind", metavar="NAME", help="jets: gluon, quark or top, for FPND"
+            )
+            group.add_argument(
                 "--splits",
                 type=int,
                 default=1,
                 metavar="N",
                 help="trainings of each classifier (default 1)",
             )
-            _add(
-                group,
+            group.add_argument(
                 "--no-classifier",
                 action="store_true",
                 help="leave out the classifiers, which are slow",
             )
         elif verb == "view":
-            _add(group, "--beside", metavar="FILE", help="plots beside this truth")
+            group.add_argument("--beside", metavar="FILE", help="plots beside this truth")
 
     def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:
         """The model of a bundle: a `ShowerModel`, `JetModel` or `FlowModel`."""
         from perrin.modalities.particle import models
 
         return models.load(bundle, device=device)
+
+    def works(self, verb: str, model: Mapping[str, Any]) -> bool:
+        """Showers and jets are sampled; flows go on from given states."""
+        return (model.get("kind") == "flow") == (verb != "sample")
 
     def sample(self, arguments: Namespace) -> None:
         """Generate showers or jets into a file."""
@@ -165,21 +170,14 @@ class ParticleModality(Modality):
         commands.data(arguments)
 
 
-def _add(group: _ArgumentGroup, *names: str, **options: Any) -> None:
-    with suppress(ArgumentError):
-        group.add_argument(*names, **options)
-
-
 def _speed(group: _ArgumentGroup) -> None:
-    _add(
-        group,
+    group.add_argument(
         "--precision",
         choices=("32-true", "bf16-mixed"),
         default="32-true",
         help="of matrix products (default 32-true)",
     )
-    _add(
-        group,
+    group.add_argument(
         "--mode",
         choices=("eager", "compile", "graph"),
         default="eager",

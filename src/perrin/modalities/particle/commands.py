@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 
 
 def kind_of(path: str | Path) -> str:
@@ -38,11 +38,11 @@ def evaluate(a: Namespace) -> None:
     from perrin.run.atomic import write_json
 
     check_counts(splits=a.splits)
-    if a.json and Path(a.json).is_dir():
-        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
     kind = kind_of(a.file)
     if not a.like:
-        raise PerrinError(f"expected --like with a file of true {kind}, given none")
+        raise PerrinError(
+            f"expected --like with a file of true {'flows' if kind == 'flow' else kind}, given none"
+        )
     other = kind_of(a.like)
     if other != kind:
         raise PerrinError(f"expected {kind} in {a.like} as in {a.file}, given {other}")
@@ -82,9 +82,10 @@ def compare(
 
 def view(a: Namespace) -> None:
     """`perrin view FILE`: one HTML page of plots beside it."""
+    from perrin.modalities import page_beside
     from perrin.modalities.particle.view import write_page
 
-    out = a.out or str(Path(a.file).with_suffix(".html"))
+    out = a.out or page_beside(a.file)
     write_page(out, Path(a.file), a.beside)
     print(f"plots in {out}")
 
@@ -92,7 +93,6 @@ def view(a: Namespace) -> None:
 def data(a: Namespace) -> None:
     """`perrin data particle/jets|kolmogorov|showers -o FILE`."""
     preset = a.target.partition("/")[2]
-    check_counts(n=a.n, workers=a.workers)
     if a.seed < 0:
         raise PerrinError(f"expected --seed of at least 0, given {a.seed}")
     if preset == "jets":
@@ -112,7 +112,7 @@ def _jets(a: Namespace) -> None:
     from perrin.modalities.particle.jets.pythia import CHUNK, check_packages
 
     if a.kind not in CLASSES:
-        raise PerrinError(f"expected --class {', '.join(CLASSES)}, given {a.kind!r}")
+        raise PerrinError(f"expected --class with one of {', '.join(CLASSES)}, given {a.kind or 'none'}")
     check_suffix(a.out)
     check_packages()
     chunks = -(-a.n // CHUNK)
@@ -124,7 +124,7 @@ def _jets(a: Namespace) -> None:
     words = {"generator": "Pythia 8, Monash, 13 TeV, and FastJet, anti-kT R = 0.4", "class": a.kind}
     write_jets(a.out, whole, words | {"seed": str(a.seed)})
     _finish(a, key)
-    print(f"{a.n} {a.kind} jets in {a.out}")
+    print(f"{counted(a.n, a.kind + ' jets')} in {a.out}")
 
 
 def _kolmogorov(a: Namespace) -> None:
@@ -142,7 +142,7 @@ def _kolmogorov(a: Namespace) -> None:
     made = trajectories(flow, [parts[k]["vorticity"] for k in range(chunks)], a.interval)
     write_flow(a.out, Trajectories(made.vorticity[: a.n], made.interval, made.words))
     _finish(a, key)
-    print(f"{a.n} trajectories of {a.times} states in {a.out}")
+    print(f"{counted(a.n, 'trajectories')} of {counted(a.times, 'states')} in {a.out}")
 
 
 def _showers(a: Namespace) -> None:
@@ -155,7 +155,7 @@ def _showers(a: Namespace) -> None:
     whole = Showers(np.concatenate([s.incident for s in sets]), np.concatenate([s.voxels for s in sets]))
     write_showers(a.out, whole, {"source": ", ".join(Path(f).name for f in a.file)})
     low, high = whole.incident.min() / 1000, whole.incident.max() / 1000
-    print(f"{len(whole)} showers of {low:.3g} to {high:.3g} GeV in {a.out}")
+    print(f"{counted(len(whole), 'showers')} of {low:.3g} to {high:.3g} GeV in {a.out}")
 
 
 _STATE: dict[str, Any] = {}
@@ -202,9 +202,9 @@ def _chunks(
 
 
 def _finish(a: Namespace, key: dict[str, Any]) -> None:
+    from perrin.run.outputs import record_path
     from perrin.run.partial import PartialStore
     from perrin.run.record import record, write_record
 
-    content = record("data", a)
-    write_record(Path(a.out).with_name(Path(a.out).name + ".run.json"), content)
+    write_record(record_path(a.out), record("data", a))
     PartialStore(a.out, key).remove()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 from perrin.run.device import choose_device
 
 
@@ -17,8 +16,6 @@ def _model(a: Namespace) -> Any:
     from perrin.modalities import find_bundle, load
 
     model = load(str(find_bundle(a.target)), device=choose_device(a.device))
-    if model.kind != "flow":
-        raise PerrinError(f"expected a model of a flow, given {a.target}: use perrin sample for {model.kind}")
     model.precision, model.mode = a.precision, a.mode
     return model
 
@@ -28,7 +25,7 @@ def simulate(a: Namespace) -> None:
     from perrin.core.plan import plan_table
     from perrin.modalities.particle.flow.files import Trajectories, check_suffix, read_flow, write_flow
 
-    check_counts(n=a.n, batch=a.batch, intervals=a.intervals)
+    check_counts(intervals=a.intervals)
     if not a.start:
         raise PerrinError(
             "expected --from with states to start from, given none: perrin data particle/kolmogorov"
@@ -57,7 +54,8 @@ def simulate(a: Namespace) -> None:
     _record(a, model, options, seconds)
     each = 1000 * seconds / (found.shape[0] * found.shape[1] * a.intervals)
     print(
-        f"{a.n} runs from each of {len(found)} states in {a.out}: {seconds:.1f} s, {each:.3g} ms for a state"
+        f"{counted(a.n, 'runs')} from each of {counted(len(found), 'states')} in {a.out}: "
+        f"{seconds:.1f} s, {each:.3g} ms for a state"
     )
 
 
@@ -72,11 +70,11 @@ def invert(a: Namespace) -> None:
     from perrin.modalities.particle.flow.invert import posterior
     from perrin.run.pool import one_thread
 
-    check_counts(n=a.n, batch=a.batch, every=a.every)
+    check_counts(every=a.every)
     if not a.measured:
         raise PerrinError("expected --measured with a flow of at least two times, given none")
     if not (a.noise > 0 and (a.blur is None or a.blur > 0)):
-        raise PerrinError(f"expected --noise and --blur above 0, given {a.noise} and {a.blur}")
+        raise PerrinError(f"expected --noise and --blur above 0, given {a.noise:g} and {a.blur or 'none'}")
     check_suffix(a.out)
     model = _model(a)
     options = model.sampling.changed(steps=a.steps, solver=a.solver or "sde-dpmpp-2m", start=0.999)
@@ -110,14 +108,15 @@ def invert(a: Namespace) -> None:
     _record(a, model, options, seconds)
     error = (torch.cat(parts) - truth).square().mean().sqrt() / model.config.scale
     print(
-        f"{a.n} fields for each of {len(given)} measurements in {a.out}: {seconds:.1f} s; error of a sample {error:.3f} σ"
+        f"{counted(a.n, 'fields')} for each of {counted(len(given), 'measurements')} in {a.out}: "
+        f"{seconds:.1f} s; error of a sample {error:.3f} σ"
     )
 
 
 def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
+    from perrin.run.outputs import record_path
     from perrin.run.record import record, write_record
 
-    out = Path(a.out)
     content = record(
         a.argv[0],
         a,
@@ -125,4 +124,4 @@ def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
         sampling=options.to_json(),
         result={"seconds": round(seconds, 2)},
     )
-    write_record(out.with_name(out.name + ".run.json"), content)
+    write_record(record_path(a.out), content)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, counted
 from perrin.run.device import choose_device
 
 _STATE: dict[str, Any] = {}
@@ -39,20 +39,16 @@ def sample(a: Namespace) -> None:
     """See the module's text."""
     from perrin.core.plan import plan_table
     from perrin.modalities import find_bundle, load
+    from perrin.run.outputs import record_path
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
     from perrin.run.progress import progress
     from perrin.run.record import record, write_record
 
-    check_counts(n=a.n, batch=a.batch, workers=a.workers)
     energy = parse_range(a.energy, "--energy", mev=True)
     pt, mass = parse_range(a.pt, "--pt"), parse_range(a.mass, "--mass")
     device = choose_device(a.device)
     model = load(str(find_bundle(a.target)), device=device)
-    if model.kind == "flow":
-        raise PerrinError(
-            f"expected a model of showers or jets, given {a.target}: use perrin simulate for flows"
-        )
     check_options(model.kind, energy=energy, kind=a.kind, pt=pt, mass=mass)
     model.precision, model.mode = a.precision, a.mode
     options = model.sampling.changed(steps=a.steps, solver=a.solver)
@@ -72,8 +68,6 @@ def sample(a: Namespace) -> None:
         wish = Wish(kind=a.kind or model.config.classes[0], pt=pt, mass=mass)
         model.check(wish)
     check_suffix(output)
-    if a.view and Path(a.view).is_dir():
-        raise PerrinError(f"expected a file for --view, given the directory {a.view}: add a file name")
     if a.dry_run:
         print(plan_table(first) + "\n" + plan_table(plan))
         return
@@ -122,10 +116,12 @@ def sample(a: Namespace) -> None:
         sampling=options.to_json(),
         result=result,
     )
-    write_record(output.with_name(output.name + ".run.json"), content)
+    write_record(record_path(output), content)
     store.remove()
     rate = f", {1000 * seconds / len(left):.3g} ms each" if left else ", all from unfinished work"
-    print(f"{a.n} {model.kind} in {output}: {seconds:.1f} s{rate}, {first.nfe} + {plan.nfe} evaluations")
+    print(
+        f"{counted(a.n, model.kind)} in {output}: {seconds:.1f} s{rate}, {first.nfe} + {plan.nfe} evaluations"
+    )
     if a.view:
         from perrin.modalities.particle.view import write_page
 

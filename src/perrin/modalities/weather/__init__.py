@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,11 @@ class WeatherModality(Modality):
             )
             group.add_argument(
                 "--months", type=int, metavar="N", help="sst: how far ahead, 1 to 12 (default 12)"
+            )
+            group.add_argument(
+                "--unlike-climatology",
+                action="store_true",
+                help="sst: start from months however far from the model's climatology, such as those of another climate",
             )
             group.add_argument("--days", type=int, metavar="N", help="speedy: how far ahead (default 15)")
             group.add_argument(
@@ -127,6 +132,18 @@ class WeatherModality(Modality):
             )
             group.add_argument("--seed", type=int, default=0, help="of ties and the bootstrap (default 0)")
 
+    def outputs(self, verb: str, arguments: Namespace) -> list[Path]:
+        """NetCDF files and Zarr stores.
+
+        Raises:
+            PerrinError: the name is none of either.
+        """
+        from perrin.modalities.weather.outputs import check_path
+
+        if verb in ("data", "forecast", "assimilate"):
+            check_path(arguments.out)
+        return super().outputs(verb, arguments)
+
     def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:
         """The model of a bundle.
 
@@ -136,6 +153,10 @@ class WeatherModality(Modality):
         from perrin.modalities.weather import models
 
         return models.load(bundle, device=device)
+
+    def works(self, verb: str, model: Mapping[str, Any]) -> bool:
+        """Observations are of the sea's temperature so far."""
+        return verb != "assimilate" or model.get("kind") == "sst"
 
     def forecast(self, arguments: Namespace) -> None:
         """Roll out an ensemble."""

@@ -6,7 +6,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, counted
 
 
 def verify(a: Namespace) -> None:
@@ -18,8 +18,6 @@ def verify(a: Namespace) -> None:
     from perrin.modalities.weather.verify import verify as compute
     from perrin.run.atomic import write_json
 
-    if a.json and Path(a.json).is_dir():  # said before the work, which may take long
-        raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
     options = VerifyOptions(
         against=tuple(a.against or ()),
         thresholds=tuple(a.threshold or ()),
@@ -43,7 +41,7 @@ def verify(a: Namespace) -> None:
 def data(a: Namespace) -> None:
     """`perrin data weather/sst --file FILE -o OUT.nc`: temperatures and anomalies on a coarse grid, by CF."""
     from perrin.modalities.weather.fields import open_fields
-    from perrin.modalities.weather.files import check_path, write_fields
+    from perrin.modalities.weather.files import write_fields
     from perrin.modalities.weather.sst import read_sst
 
     if a.target == "weather/speedy":
@@ -53,7 +51,6 @@ def data(a: Namespace) -> None:
         raise PerrinError(f"expected weather/sst or weather/speedy, given {a.target!r}: choose one of them")
     if not a.file:
         raise PerrinError("expected --file with a monthly record of sea surface temperature, given none")
-    check_path(a.out)
     sst = read_sst(open_fields(a.file), cell=a.cell, training=parse_years(a.years))
     words = {
         "title": f"monthly sea surface temperature on a grid of {a.cell:g} degrees",
@@ -61,19 +58,17 @@ def data(a: Namespace) -> None:
         "comment": f"anomalies are from the means of the calendar months of {a.years}",
     }
     write_fields(a.out, sst.dataset(), words)
-    print(f"{len(sst.times)} months, {int(sst.sea.sum())} cells of sea in {a.out}")
+    print(f"{counted(len(sst.times), 'months')}, {counted(int(sst.sea.sum()), 'cells')} of sea in {a.out}")
 
 
 def speedy(a: Namespace) -> None:
     """`perrin data weather/speedy --days N -o OUT.zarr`: a simulated atmosphere; goes on where it was stopped."""
-    from perrin.modalities.weather.files import check_path
     from perrin.modalities.weather.speedy import produce
 
     if Path(a.out).suffix != ".zarr":
         raise PerrinError(
             f"expected an output that ends in .zarr, given {a.out}: it is too large for one file"
         )
-    check_path(a.out)
     found = produce(a.out, days=a.days, spinup=a.spinup, interval=a.interval)
     print(f"{found['states']} states in {a.out}")
 

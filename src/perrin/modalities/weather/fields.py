@@ -17,6 +17,7 @@ chapter 4).
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -207,7 +208,11 @@ def open_fields(path: str | Path) -> Fields:
     """
     path = Path(path)
     if not path.exists():
-        raise PerrinError(f"expected a NetCDF file or Zarr store, given {path}, which does not exist")
+        raise PerrinError(
+            f"expected a NetCDF file or Zarr store, given {path}, which does not exist: check the path"
+        )
+    if path.is_dir() and importlib.util.find_spec("zarr") is None:
+        raise PerrinError(f"expected the package zarr for {path}, which is not installed: pip install zarr")
     options: dict[str, Any] = {"decode_timedelta": False}
     options["decode_times"] = xr.coders.CFDatetimeCoder(use_cftime=True)
     try:
@@ -221,9 +226,9 @@ def open_fields(path: str | Path) -> Fields:
             dataset = xr.open_dataset(path, engine="netcdf4", cache=False, **options)
     except Exception as error:  # each engine has its own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = (
-            "pip install zarr" if path.is_dir() and "zarr" in reason.lower() else "check it with ncdump -h"
-        )
+        if isinstance(error, OSError) and (error.errno or 0) > 0:
+            reason = error.strerror or reason
+        remedy = "is it a store?" if path.is_dir() else "check it with ncdump -h"
         raise PerrinError(
             f"expected a NetCDF file or Zarr store, given {path} ({reason}): {remedy}"
         ) from error

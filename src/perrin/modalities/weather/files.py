@@ -6,7 +6,6 @@ compressed chunk for each member, initial time and period: what a reader asks fo
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,10 +18,9 @@ import xarray as xr
 from perrin.errors import PerrinError
 from perrin.modalities.weather.fields import DIMENSIONS
 from perrin.modalities.weather.grid import latitude_edges, longitude_edges
+from perrin.modalities.weather.outputs import check_path
 from perrin.run.atomic import atomic_path
 
-SUFFIXES = (".nc", ".nc4", ".zarr")
-_ZARR = ("zarr.json", ".zgroup")
 _ATTRIBUTES: dict[str, dict[str, Any]] = {
     "realization": {"standard_name": "realization", "units": "1", "axis": "E"},
     "forecast_reference_time": {"standard_name": "forecast_reference_time"},
@@ -55,27 +53,6 @@ def write_fields(path: str | Path, dataset: xr.Dataset, attributes: Mapping[str,
             settings |= {"zlib": True, "complevel": 4, "shuffle": True, "chunksizes": settings.pop("chunks")}
     with atomic_path(path) as temporary:
         out.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=encoding)
-
-
-def check_path(path: str | Path) -> None:
-    """Say what is wrong with an output's name before any work is done.
-
-    Raises:
-        PerrinError: its suffix is another one, zarr is asked for and missing, or it is a folder that is no store.
-    """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise PerrinError(
-            f"expected an output that ends in {', '.join(SUFFIXES)}, given {path}: choose one of them"
-        )
-    if path.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
-        raise PerrinError(f"expected the package zarr for {path}, which is not installed: pip install zarr")
-    if path.suffix == ".zarr" and path.exists() and not any((path / n).exists() for n in _ZARR):
-        raise PerrinError(
-            f"expected a new name or a Zarr store to replace, given {path}, which is something else"
-        )
-    if path.suffix != ".zarr" and path.is_dir():
-        raise PerrinError(f"expected an output file, given the directory {path}: add a file name")
 
 
 def prepare(

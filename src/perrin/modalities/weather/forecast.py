@@ -25,7 +25,7 @@ from torch import Tensor
 from perrin.core import sample_seeds
 from perrin.errors import PerrinError
 from perrin.modalities.weather.fields import DIMENSIONS
-from perrin.modalities.weather.files import check_path
+from perrin.modalities.weather.outputs import check_path
 from perrin.modalities.weather.stores import create_store, finish, write_region
 from perrin.run.partial import read_key
 from perrin.run.pool import map_unordered

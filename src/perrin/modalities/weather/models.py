@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
-from perrin.errors import PerrinError, check_counts
+from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities import find_bundle
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
 from perrin.modalities.weather.fields import Fields, open_fields
-from perrin.modalities.weather.files import check_path
 from perrin.modalities.weather.forecast import Rollout, rollout
 from perrin.modalities.weather.infill import nearest
 from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.run.device import choose_device
+from perrin.run.outputs import record_path
 from perrin.run.pool import cpu_count
 from perrin.run.record import record, write_record
 
@@ -54,8 +54,6 @@ def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel:
 
 def forecast(a: Namespace) -> None:
     """`perrin forecast weather/… --members M -o FILE`: resumable, one member in memory for each process."""
-    check_path(a.out)
-    check_counts(workers=a.workers)
     path = find_bundle(a.target)
     model = load(read_bundle(path), device=choose_device(a.device))
     leads, step = _length(model, a)
@@ -66,7 +64,8 @@ def forecast(a: Namespace) -> None:
     if fields is None:
         starts = model.sample_starts()
     elif isinstance(model, SSTModel):
-        starts = model.starts(fields, parse_months(a.start) if a.start else None)
+        months = parse_months(a.start) if a.start else None
+        starts = model.starts(fields, months, unlike=a.unlike_climatology)
     else:
         starts = model.starts(fields, parse_days(a.start, fields) if a.start else None)
     workers = cpu_count() if a.members * len(starts) > 2000 else 1  # starting a process costs more
@@ -81,9 +80,8 @@ def forecast(a: Namespace) -> None:
     }
     there = rollout(model, starts, options, a.out, words)
     seconds = time.perf_counter() - begin
-    out = Path(a.out)
     write_record(
-        out.with_name(out.name + ".run.json"),
+        record_path(a.out),
         record(
             "forecast",
             a,
@@ -93,10 +91,9 @@ def forecast(a: Namespace) -> None:
     )
     form = "%Y-%m" if model.unit == "months" else "%Y-%m-%d %H:%M"
     when = " to ".join(dict.fromkeys(s.time.strftime(form) for s in (starts[0], starts[-1])))
+    length = counted(int(leads * step), model.unit)
     went = f", {there} from unfinished work" if there else ""
-    print(
-        f"{a.members} members from {when}, {leads * step:g} {model.unit}, in {a.out}: {seconds:.1f} s{went}"
-    )
+    print(f"{counted(a.members, 'members')} from {when}, {length}, in {a.out}: {seconds:.1f} s{went}")
 
 
 def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float]:
@@ -138,12 +135,8 @@ def parse_days(text: str, fields: Fields) -> list[Any]:
 
 def assimilate(a: Namespace) -> None:
     """`perrin assimilate weather/… --observations FILE.csv -o FILE`."""
-    check_path(a.out)
     model = load(read_bundle(find_bundle(a.target)))
-    if not isinstance(model, SSTModel):
-        raise PerrinError(
-            f"expected a model of sea surface temperature, given {a.target}: it is the only one so far"
-        )
+    assert isinstance(model, SSTModel)  # `WeatherModality.works`
     months = read_observations(a.observations, a.error)
     for month in months:  # said before the work, which may take long
         nearest(model.places, (month.latitude, month.longitude))
@@ -155,9 +148,8 @@ def assimilate(a: Namespace) -> None:
         "comment": f"observations of {Path(a.observations).name}",
     }
     rollout(SSTInfill(model), months, options, a.out, words)
-    out = Path(a.out)
     write_record(
-        out.with_name(out.name + ".run.json"),
+        record_path(a.out),
         record(
             "assimilate",
             a,
@@ -165,7 +157,7 @@ def assimilate(a: Namespace) -> None:
         ),
     )
     seconds = time.perf_counter() - begin
-    print(f"{a.members} members of {len(months)} months in {a.out}: {seconds:.1f} s")
+    print(f"{counted(a.members, 'members')} of {counted(len(months), 'months')} in {a.out}: {seconds:.1f} s")
 
 
 def parse_months(text: str) -> list[tuple[int, int]]:
@@ -199,6 +191,9 @@ def train(a: Namespace) -> None:
         raise PerrinError(
             "expected no --from for weather/sst, which is fitted anew in a minute: leave it out"
         )
+    check_counts(
+        **{name: getattr(a, name) for name in ("steps", "batch", "threads", "log_every", "save_every")}
+    )
     if a.threads:
         torch.set_num_threads(a.threads)
     out = Path(a.out)

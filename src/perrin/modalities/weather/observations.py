@@ -10,6 +10,7 @@ import cftime
 import numpy as np
 
 from perrin.errors import PerrinError
+from perrin.modalities.weather.sst import COLDEST, HOTTEST
 from perrin.modalities.weather.sst_model import ObservedMonth
 
 _NAMES = {
@@ -35,7 +36,10 @@ def read_observations(path: str | Path, error: float | None = None) -> list[Obse
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise PerrinError(f"expected a CSV table of observations, given {path} ({problem})") from problem
+        reason = getattr(problem, "strerror", None) or "no text"
+        raise PerrinError(
+            f"expected a CSV table of observations, given {path} ({reason}): check the path"
+        ) from problem
     header = [name.strip().lower() for name in rows[0]] if rows else []
     at = {}
     for role, names in _NAMES.items():
@@ -67,7 +71,12 @@ def read_observations(path: str | Path, error: float | None = None) -> list[Obse
             raise PerrinError(
                 f"expected a time such as 2009-12 and numbers in line {number} of {path}, given {','.join(row)[:60]!r}"
             )
-        if not (abs(values[0]) <= 90 and abs(values[1]) <= 360 and -5 <= values[2] <= 45 and values[3] > 0):
+        if not (
+            abs(values[0]) <= 90
+            and abs(values[1]) <= 360
+            and COLDEST <= values[2] <= HOTTEST
+            and values[3] > 0
+        ):
             raise PerrinError(
                 f"expected degrees, a temperature in °C and an error above 0 in line {number} of {path}, given "
                 f"{','.join(row)[:60]!r}"

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from perrin.errors import PerrinError
 from perrin.nets.sphere import SphericalHarmonics, isotropic, power
 
 Array = NDArray[np.float64]
@@ -120,6 +121,9 @@ def fit_modes(
         harmonics: of the grid.
         count: K.
         folds: of the cross-validation.
+
+    Raises:
+        PerrinError: the cross-validation leaves fewer starts than K.
     """
     scale = seasonal_scale(r, months)
     share = scale**2 / (scale[months] ** 2).mean(0)  # of the year's variance, `[12, leads, points]`
@@ -138,6 +142,11 @@ def fit_modes(
     every = np.arange(len(r))
     for block in np.array_split(every, folds):
         known = every[(every < block[0] - leads - 12) | (every > block[-1] + leads + 12)]
+        if len(known) < count:
+            raise PerrinError(
+                f"expected a longer record to find {count} functions in, given {len(r)} months, of which cross-validation "
+                f"leaves {len(known)}: use more training years (--years)"
+            )
         phi, _ = modes_of(z[known])
         a = z[block] @ phi.T
         left = (z[block] - a @ phi).reshape(len(block), leads, points) / root

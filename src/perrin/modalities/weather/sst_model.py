@@ -29,14 +29,14 @@ from perrin.modalities.weather.grid import coarsen, latitude_edges, longitude_ed
 from perrin.modalities.weather.infill import Infill, Observations, nearest
 from perrin.modalities.weather.residual import ResidualModes
 from perrin.modalities.weather.seasonal import PAST, SeasonalRegression, past_means
-from perrin.modalities.weather.sst import find_sst, weights_of
+from perrin.modalities.weather.sst import celsius_offset, find_sst, weights_of
 from perrin.modalities.weather.sst_network import FIELD, AmplitudeConfig, build_denoiser
 from perrin.nets.sphere import SphericalHarmonics
 
 Array = NDArray[np.float64]
 _FREEZING = -1.8
-_KELVIN = {"K": 273.15, "kelvin": 273.15, "Kelvin": 273.15, "degK": 273.15}
-_CELSIUS = {"degC", "degree_Celsius", "degrees_Celsius", "celsius", "Celsius", "C", "deg_C", "degree_C", ""}
+UNLIKE = 4.0
+"""How many times as far from the climatology a month may be, in root mean square, as the model's own months are."""
 PARTS = ("scale", "modes", "spread", "fitted", "rest", "spectrum")
 CONDITIONS = (0, 1, 2, 3)
 """Of which of the past's amplitudes the residual's distribution depends: of x_t, and of its mean over 4 months the first
@@ -205,15 +205,19 @@ class SSTModel:
         time = cftime.datetime(2000, (n - 1) % 12 + 1, 1, calendar="standard")
         return [SSTStart(time=time, past=past, offset=0.0, units="degC")]
 
-    def starts(self, fields: Fields, months: Sequence[tuple[int, int]] | None = None) -> list[SSTStart]:
+    def starts(
+        self, fields: Fields, months: Sequence[tuple[int, int]] | None = None, *, unlike: bool = False
+    ) -> list[SSTStart]:
         """The starts that a file allows.
 
         Arguments:
             fields: a monthly record over the whole sphere.
             months: (year, month) of the starts; the last month by default.
+            unlike: take months that differ from the climatology by more than `limit`, too.
 
         Raises:
-            PerrinError: no such variable or unit, less than a year of months before a start, or too little sea.
+            PerrinError: no such variable or unit, less than a year of months before a start, too little sea, or fields that
+                are not this sea's.
         """
         part = find_sst(fields)
         times = fields.times
@@ -222,7 +226,7 @@ class SSTModel:
             raise PerrinError(
                 f"expected one state for each month, given several in {fields.label}: take monthly means first"
             )
-        offset, units = self._unit(fields, part)
+        offset, units = celsius_offset(fields, part), fields.units(part) or "degC"
         kept: dict[int, Array] = {}
         out = []
         for year, month in months or [(times[-1].year, times[-1].month)]:
@@ -237,7 +241,7 @@ class SSTModel:
             for y, m in reversed(wanted):
                 i = place[(y, m + 1)]
                 if i not in kept:
-                    kept[i] = self._anomaly(fields, part, i, offset)
+                    kept[i] = self._anomaly(fields, part, i, offset, unlike)
                 rows.append(kept[i])
             t = times[place[(year, month)]]
             out.append(
@@ -250,17 +254,14 @@ class SSTModel:
             )
         return out
 
-    def _unit(self, fields: Fields, part: str) -> tuple[float, str]:
-        units = fields.units(part)
-        if units in _KELVIN:
-            return _KELVIN[units], units
-        if units not in _CELSIUS:
-            raise PerrinError(
-                f"expected a temperature in K or degC, given units {units!r} in {fields.label}: convert it"
-            )
-        return 0.0, units or "degC"
+    @property
+    def limit(self) -> float:
+        """The largest root mean square of a month's anomalies that is believed, K: `UNLIKE` times that of simulated months,
+        and 2 K at least. Of COBE's months of 1950 to 2009 the largest has 0.95 K."""
+        own = float(np.sqrt((self.sample_months**2 @ self.regression.weight).mean()))
+        return max(2.0, UNLIKE * own)
 
-    def _anomaly(self, fields: Fields, part: str, i: int, offset: float) -> Array:
+    def _anomaly(self, fields: Fields, part: str, i: int, offset: float, unlike: bool) -> Array:
         """Anomalies of one state, °C, `[points]`; cells of sea without data from the model's functions."""
         edges = latitude_edges(fields.latitude), longitude_edges(fields.longitude)
         field = coarsen(fields.read(part, time=i), *edges, *self.edges, least=1e-6)[self.sea] - offset
@@ -272,10 +273,14 @@ class SSTModel:
                 f"{fields.times[i]}: fill or extend the field first"
             )
         x = field - self.climatology[fields.times[i].month - 1]
-        if np.abs(x[known]).mean() > 15:
+        w = self.regression.weight[known] / share
+        mean, rms = float(w @ x[known]), float(np.sqrt(w @ x[known] ** 2))
+        if rms > self.limit and not unlike:
+            t = fields.times[i]
             raise PerrinError(
-                f"expected sea surface temperatures near the climatology, given a mean difference of "
-                f"{np.abs(x[known]).mean():.0f} K in {fields.label}: check the units of {part}"
+                f"expected the sea's temperature within {self.limit:.1f} K (root mean square) of the model's climatology, "
+                f"given {rms:.1f} K, {mean:+.1f} K in the mean, in {part} of {fields.label} at {t.year}-{t.month:02d}: "
+                "check the units and that it is the sea's, or add --unlike-climatology"
             )
         if not known.all():
             x = self._fill(x, known)

@@ -138,7 +138,7 @@ def train_sst(
         residuals,
         denoiser,
         scale,
-        sst.climatology[:, sea],
+        sst.climatology[:, sea] - sst.offset,
         sea,
         np.ones(options.leads),
         np.zeros((24, x.shape[1])),

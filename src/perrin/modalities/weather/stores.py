@@ -17,7 +17,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from perrin.modalities.weather.files import check_path, prepare
+from perrin.modalities.weather.files import prepare
+from perrin.modalities.weather.outputs import check_path
 
 _ONE = ("realization", "forecast_reference_time", "forecast_period")
 

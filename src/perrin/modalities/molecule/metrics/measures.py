@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, counted
 from perrin.modalities.molecule.metrics.reference import Reference
 from perrin.modalities.molecule.metrics.relax import RelaxOptions
 from perrin.modalities.molecule.metrics.statistics import Metrics, combine
@@ -158,7 +158,7 @@ def _relax(
     reasons: dict[str, int] = {}
     for result in (r for group in results for r in group if r.failure):
         reasons[result.failure] = reasons.get(result.failure, 0) + 1
-    count = f"{len(flat)} molecules" + (f" in {len(parts)} groups" if len(parts) > 1 else "")
+    count = counted(len(flat), "molecules") + (f" in {len(parts)} groups" if len(parts) > 1 else "")
     return _result(
         f"GFN2-xTB relaxation of {count}: BFGS to {options.relax.fmax} eV/Å",
         [relax_metrics(group) for group in results],

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, counted
+from perrin.modalities.molecule import ranked_beside
 from perrin.modalities.molecule.files import read_molecules
 from perrin.modalities.molecule.ranking.columns import COLUMNS
 from perrin.modalities.molecule.ranking.identity import read_known
 from perrin.modalities.molecule.ranking.rank import Ranked, RankOptions, rank
 from perrin.modalities.molecule.ranking.table import check_table, write_table
 from perrin.modalities.molecule.ranking.wishes import parse_keys, parse_where
+from perrin.run.outputs import read_record, record_path
 from perrin.run.pool import cpu_count
 from perrin.run.progress import progress
 from perrin.run.record import file_digest, record, write_record
@@ -26,12 +26,10 @@ SHOWN = 10
 def run(a: Namespace) -> None:
     """Read, rank, write, and show the best."""
     source = Path(a.file)
-    output = Path(a.out) if a.out else source.with_name(f"{source.stem}.ranked.sdf")
+    output = Path(a.out) if a.out else ranked_beside(source)
     check_table(output)
-    if output.resolve() == source.resolve():
-        raise PerrinError(f"expected another file for -o than the input, given {output}: choose another name")
     options = RankOptions(
-        by=a.by or "qed,-sa",
+        by="qed,-sa" if a.by is None else a.by,
         where=tuple(a.where or ()),
         duplicates=a.duplicates,
         known=a.known,
@@ -47,7 +45,10 @@ def run(a: Namespace) -> None:
         parse_where(text, items)
     known = read_known(a.reference, options.workers) if a.reference else None
     if known is not None and known.skipped:
-        print(f"left out {known.skipped} records of {known.name} that RDKit rejects", file=sys.stderr)
+        print(
+            f"left out {counted(known.skipped, 'records')} of {known.name} that RDKit rejects",
+            file=sys.stderr,
+        )
 
     with ExitStack() as stack:
         ranked = rank(molecules, options, known=known, advance=_Progress(stack))
@@ -60,12 +61,12 @@ def run(a: Namespace) -> None:
     content = record(
         "rank",
         a,
-        source={"path": str(source), "sha256": file_digest(source), "run": _beside(source)},
+        source={"path": str(source), "sha256": file_digest(source), "run": read_record(source) or None},
         reference=None if known is None else {"name": known.name, "molecules": known.count},
         units={c: COLUMNS[c].unit for c in ranked.columns if c in COLUMNS and COLUMNS[c].unit},
         result=ranked.counts,
     )
-    write_record(output.with_name(output.name + ".run.json"), content)
+    write_record(record_path(output), content)
     _show(ranked, output)
 
 
@@ -106,14 +107,8 @@ def _show(ranked: Ranked, output: Path) -> None:
     if len(ranked.molecules) > SHOWN:
         print(f"the first {SHOWN} of {len(ranked.molecules)}; all are in {output}")
     counts = ranked.counts
-    about = [f"{counts['invalid']} invalid", f"{counts['duplicates']} duplicates"]
+    about = [f"{counts['invalid']} invalid", f"{counted(counts['duplicates'], 'duplicates')}"]
     about += [f"{counts['known']} known"] if "known" in counts else []
-    print(f"{counts['kept']} of {counts['read']} molecules in {output} ({', '.join(about)} among those read)")
-
-
-def _beside(path: Path) -> Any:
-    """The `run.json` of the input, so that the record tells the whole story."""
-    try:
-        return json.loads(path.with_name(path.name + ".run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    print(
+        f"{counts['kept']} of {counted(counts['read'], 'molecules')} in {output} ({', '.join(about)} among those read)"
+    )

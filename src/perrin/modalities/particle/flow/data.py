@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -41,7 +42,7 @@ def make_chunk(
 def check(flow: Flow, *, times: int, interval: float, grid: int) -> None:
     """Raise a `PerrinError` for what `make_chunk` cannot do."""
     steps = interval / flow.dt
-    if times < 1 or steps < 0.5 or abs(steps - round(steps)) > 1e-6:
+    if times < 1 or not 0.5 <= steps < math.inf or abs(steps - round(steps)) > 1e-6:
         raise PerrinError(
             f"expected at least 1 time and an interval of whole steps of {flow.dt:g}, given {times} and {interval:g}"
         )

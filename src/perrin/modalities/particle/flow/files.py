@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perrin.errors import PerrinError
-from perrin.modalities.particle.hdf5 import open_hdf5
-from perrin.run.atomic import atomic_path
+from perrin.modalities.particle.hdf5 import new_hdf5, open_hdf5
 
 SUFFIXES = (".h5", ".hdf5", ".nc")
 
@@ -89,11 +88,10 @@ def read_flow(path: str | Path) -> Trajectories:
 def write_flow(path: str | Path, flow: Trajectories) -> None:
     """Write trajectories, atomically."""
     check_suffix(path)
-    import h5py
 
     count, times, n, _ = flow.vorticity.shape
     line = 2 * math.pi * np.arange(n) / n
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         axes = {
             "trajectory": np.arange(count),
             "time": flow.interval * np.arange(times),

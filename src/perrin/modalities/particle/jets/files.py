@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perrin.errors import PerrinError
-from perrin.modalities.particle.hdf5 import open_hdf5
+from perrin.modalities.particle.hdf5 import new_hdf5, open_hdf5
 from perrin.run.atomic import atomic_path
 
 WIDTH = 30
@@ -89,10 +89,9 @@ def read_jets(path: str | Path, limit: int | None = None) -> Jets:
             with np.load(path, allow_pickle=False) as data:
                 names = [k for k in ("particles", "jets") if k not in data]
                 arrays = {} if names else {k: data[k] for k in ("particles", "jets")}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise PerrinError(
-                f"expected jets in {path}, given no readable NPZ ({error}): check the path"
-            ) from error
+        except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            reason = getattr(error, "strerror", None) or "no NPZ, or a damaged one"
+            raise PerrinError(f"expected jets in {path}, given {reason}: check the file") from error
         if names:
             raise PerrinError(f"expected arrays particles and jets in {path}, given none named {names[0]!r}")
         p, j = arrays["particles"], arrays["jets"]
@@ -122,21 +121,16 @@ def check_suffix(path: str | Path) -> None:
 def write_jets(path: str | Path, jets: Jets, words: dict[str, str] | None = None) -> None:
     """Write jets, atomically; HDF5 or NPZ by the suffix."""
     check_suffix(path)
-    with atomic_path(path) as temporary:
-        if Path(path).suffix.lower() == ".npz":
-            with open(temporary, "wb") as out:
-                np.savez_compressed(out, particles=jets.particles, jets=jets.jets)
-            return
-        import h5py
-
-        with h5py.File(temporary, "w") as file:
-            for name, data, columns in (
-                ("particle_features", jets.particles, PARTICLE_NAMES),
-                ("jet_features", jets.jets, JET_NAMES),
-            ):
-                found = file.create_dataset(
-                    name, data=data, compression="gzip", compression_opts=4, shuffle=True
-                )
-                found.attrs["columns"] = list(columns)
-            for key, value in (words or {}).items():
-                file.attrs[key] = value
+    if Path(path).suffix.lower() == ".npz":
+        with atomic_path(path) as temporary, open(temporary, "wb") as out:
+            np.savez_compressed(out, particles=jets.particles, jets=jets.jets)
+        return
+    with new_hdf5(path) as file:
+        for name, data, columns in (
+            ("particle_features", jets.particles, PARTICLE_NAMES),
+            ("jet_features", jets.jets, JET_NAMES),
+        ):
+            found = file.create_dataset(name, data=data, compression="gzip", compression_opts=4, shuffle=True)
+            found.attrs["columns"] = list(columns)
+        for key, value in (words or {}).items():
+            file.attrs[key] = value

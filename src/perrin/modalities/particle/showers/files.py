@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perrin.errors import PerrinError
-from perrin.modalities.particle.hdf5 import open_hdf5
+from perrin.modalities.particle.hdf5 import new_hdf5, open_hdf5
 from perrin.modalities.particle.showers.geometry import VOXELS
-from perrin.run.atomic import atomic_path
 
 NAMES = ("incident_energies", "showers")
 SUFFIXES = (".h5", ".hdf5")
@@ -103,9 +102,8 @@ def check_suffix(path: str | Path) -> None:
 def write_showers(path: str | Path, showers: Showers, words: dict[str, str] | None = None) -> None:
     """Write showers in CaloChallenge's layout, atomically."""
     check_suffix(path)
-    import h5py
 
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         for name, data in zip(NAMES, (showers.incident.reshape(-1, 1), showers.voxels), strict=True):
             file.create_dataset(name, data=data, compression="gzip", compression_opts=4, shuffle=True)
         for key, value in (words or {}).items():
