@@ -262,8 +262,7 @@ def tilted(found: Tensor, wanted: Tensor, *, ridge: float = 1e-3, most: float = 
 
     They are `exp(θ · f)`; θ minimises the convex `ln mean exp(θ · (f − wanted)) + ridge |θ|²/2` (features in standard
     units), which Newton's method finds. Where the wanted mean cannot be had, or only by few rows, they come as near as
-    `ridge` and
-    `most` let them.
+    `ridge` and `most` let them.
 
     Arguments:
         found: features, `[M, F]`.
