@@ -539,7 +539,11 @@ def test_a_command_replaces_what_it_made_itself(here: Path, capsys: pytest.Captu
     again = "sample --batch 7 --steps 1 --workers 1 --out out.sdf --atoms 9 -n 2 molecule/qm9"
     assert main(again.split()) == 0
     assert files(here)["out.sdf"] == first["out.sdf"]
-    assert "page.html" in refused(*words), "that command had no page"
+    assert main(words) == 0, "that command had no page, and a page is replaced by another"
+    assert main(["view", "out.sdf", "-o", "page.html"]) == 0
+    (here / "own.html").write_text("<html>mine</html>")
+    assert "--overwrite, given own.html" in refused("view", "out.sdf", "-o", "own.html")
+    (here / "own.html").unlink()
     assert main([*other, "--overwrite"]) == 0
     assert files(here)["out.sdf"] != first["out.sdf"]
     record = json.loads((here / "out.sdf.run.json").read_text())

@@ -2,7 +2,8 @@
 
 A file that is there is replaced by the command that made it, as its record `FILE.run.json` says, or with `--overwrite`.
 "The command that made it" has the same arguments, but for those that change speed alone or add a page. A file that is newer
-than its record has been changed since by somebody else. Unfinished work (`FILE.partial`) goes on: it has its own check.
+than its record has been changed since by somebody else. Unfinished work (`FILE.partial`) goes on: it has its own check. A page
+that `perrin view` made is only a look at something, and is replaced by another.
 
 The folder of an output has to be there. What is itself a folder (a training run, a submitted one) is made with all above.
 """
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from perrin.errors import PerrinError
+
+PAGE = b'<meta name="generator" content="perrin view">'
+"""What such a page has in its head."""
 
 INDIFFERENT = ("argv", "overwrite", "workers", "batch", "dry_run", "view", "evaluate", "json")
 """Arguments that do not change what the main output holds."""
@@ -78,7 +82,7 @@ def check_free(
         record: the output whose record is asked; `path` by default.
         overwrite: never mind.
     """
-    if overwrite or not os.path.lexists(path):
+    if overwrite or not os.path.lexists(path) or is_page(path):
         return
     main = Path(record or path)
     content = read_record(main)
@@ -95,6 +99,14 @@ def check_free(
     raise PerrinError(
         f"expected a new file or --overwrite, given {path}, {who}: choose another name or add --overwrite"
     )
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that `perrin view` made, by its head."""
+    if path.suffix != ".html" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return PAGE in file.read(1000)
 
 
 def is_recorded(path: Path, a: Namespace) -> bool:

@@ -44,7 +44,7 @@ def write_page(path: str | Path, file: str | Path, beside: str | Path | None) ->
         legend += f' &nbsp; <span style="color:{_GREY}">■</span> {html.escape(Path(beside).name)}'
     write_text(
         path,
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="generator" content="perrin view">'
         f"<title>{html.escape(Path(file).name)}</title><style>body{{font:14px sans-serif;margin:20px;max-width:1300px}}"
         "figure{display:inline-block;margin:8px}figcaption{text-align:center}svg{background:#fff}</style></head><body>"
         f"<h1>{kind}: {html.escape(Path(file).name)}</h1><p>{legend}</p>{''.join(plots)}</body></html>\n",
