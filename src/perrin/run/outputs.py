@@ -2,8 +2,8 @@
 
 A file that is there is replaced by the command that made it, as its record `FILE.run.json` says, or with `--overwrite`.
 "The command that made it" has the same arguments, but for those that change speed alone or add a page. A file that is newer
-than its record has been changed since by somebody else. Unfinished work (`FILE.partial`) goes on: it has its own check. A page
-that `perrin view` made is only a look at something, and is replaced by another.
+than its record has been changed since by somebody else. Unfinished work (`FILE.partial`) goes on: it has its own check. A
+page that `perrin view` made is only a look at something, and is replaced by another.
 
 The folder of an output has to be there. What is itself a folder (a training run, a submitted one) is made with all above.
 """
