@@ -86,7 +86,7 @@ class ParticleModality(Modality):
                 group, "--times", type=int, default=41, help="kolmogorov: states in a trajectory (default 41)"
             )
             _add(
-                group, "--interval", type=float, default=0.5, help="kolmogorov: between states (default 0.5)"
+                group, "--interval", type=float, default=0.2, help="kolmogorov: between states (default 0.2)"
             )
             _add(group, "--viscosity", type=float, default=5e-3, help="kolmogorov: default 0.005")
         elif verb == "train":

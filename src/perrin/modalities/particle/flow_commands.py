@@ -40,7 +40,7 @@ def simulate(a: Namespace) -> None:
         print(plan_table(options.plan(model.network, options.steps)))
         return
     given = read_flow(a.start)
-    model.check(given.vorticity[:, 0], given.interval)
+    model.check(given.vorticity[:, 0], given.interval, given.words)
     begin = time.perf_counter()
     found = model.simulate(
         given.vorticity[:, 0],
@@ -88,7 +88,7 @@ def invert(a: Namespace) -> None:
         raise PerrinError(
             f"expected at least two times in {a.measured}, given 1: the state before and the measured one"
         )
-    model.check(given.vorticity[:, -1], given.interval)
+    model.check(given.vorticity[:, -1], given.interval, given.words)
     before = torch.from_numpy(np.repeat(given.vorticity[:, -2], a.n, 0))
     truth = torch.from_numpy(np.repeat(given.vorticity[:, -1], a.n, 0))
     seeds = sample_seeds(a.seed, range(len(before)))
