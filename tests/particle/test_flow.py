@@ -205,7 +205,7 @@ def test_wrong_starts_are_refused(trained: FlowModel) -> None:
         trained.check(np.zeros((1, 16, 16)), 0.5)
     own = trained.config.words
     trained.check(np.zeros((1, 16, 16)), 0.2, {**own, "members": 3})
-    with pytest.raises(PerrinError, match="viscosity 0.02.*given 0.01"):
+    with pytest.raises(PerrinError, match=r"viscosity 0.02.*given 0.01"):
         trained.check(np.zeros((1, 16, 16)), 0.2, {**own, "viscosity": 0.01})
 
 

@@ -21,7 +21,7 @@ class ParticleModality(Modality):
 
     name = "particle"
     summary = "calorimeter showers, jets and two-dimensional flows: data, metrics and models"
-    suffixes = (".h5", ".hdf5", ".npz")
+    suffixes = (".h5", ".hdf5", ".npz", ".root")
 
     def bundle_folder(self) -> Path:
         """The bundles in the package."""
@@ -79,8 +79,14 @@ class ParticleModality(Modality):
             _add(group, "--seed", type=int, default=0, help="default 0")
             _add(group, "--workers", type=int, help="processes (default: the cores there are)")
             _add(
-                group, "--file", metavar="FILE", action="append", help="showers: CaloChallenge files to join"
+                group,
+                "--file",
+                metavar="FILE",
+                action="append",
+                help="showers: CaloChallenge files to join; jets: events to cluster, HepMC or Les Houches",
             )
+            _add(group, "--pt", metavar="A..B", help="jets of --file: their pT, GeV (default 800..1600)")
+            _add(group, "--radius", type=float, metavar="R", help="jets of --file: of anti-kT (default 0.4)")
             _add(group, "--grid", type=int, default=32, help="kolmogorov: points along a side (default 32)")
             _add(
                 group, "--times", type=int, default=41, help="kolmogorov: states in a trajectory (default 41)"
