@@ -37,7 +37,7 @@ def simulate(a: Namespace) -> None:
     model = _model(a)
     options = model.sampling.changed(steps=a.steps, solver=a.solver)
     if a.dry_run:
-        print(plan_table(options.plan(model.network, options.steps)))
+        print(plan_table(options.plan(model.network)))
         return
     given = read_flow(a.start)
     model.check(given.vorticity[:, 0], given.interval, given.words)
@@ -81,7 +81,7 @@ def invert(a: Namespace) -> None:
     model = _model(a)
     options = model.sampling.changed(steps=a.steps, solver=a.solver or "sde-dpmpp-2m", start=0.999)
     if a.dry_run:
-        print(plan_table(options.plan(model.network, options.steps)))
+        print(plan_table(options.plan(model.network)))
         return
     given = read_flow(a.measured)
     if given.vorticity.shape[1] < 2:

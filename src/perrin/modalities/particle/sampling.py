@@ -56,8 +56,8 @@ def sample(a: Namespace) -> None:
     check_options(model.kind, energy=energy, kind=a.kind, pt=pt, mass=mass)
     model.precision, model.mode = a.precision, a.mode
     options = model.sampling.changed(steps=a.steps, solver=a.solver)
-    plan = options.plan(model.network.second, options.steps)
-    first = options.plan(model.network.first, options.first_steps)
+    plan = options.plan(model.network.second)
+    first = options.plan(model.network.first, first=True)
     output = Path(a.out)
     wish: Any
     if model.kind == "showers":

@@ -45,7 +45,8 @@ class SamplingOptions:
     Arguments:
         steps: network evaluations of the second stage.
         first_steps: of the first stage.
-        solver: a name in `perrin.core.SOLVERS`.
+        solver: a name in `perrin.core.SOLVERS`; of a model distilled to few steps, `consistency`.
+        first_solver: of the first stage.
         mean, std: of the grid `perrin.core.grids.logit_normal`.
         start: the first time.
     """
@@ -53,6 +54,7 @@ class SamplingOptions:
     steps: int = 32
     first_steps: int = 64
     solver: str = "dpmpp-2m"
+    first_solver: str = "dpmpp-2m"
     mean: float = -1.2
     std: float = 1.6
     start: float = 1.0
@@ -61,14 +63,16 @@ class SamplingOptions:
         for name in ("steps", "first_steps"):
             if getattr(self, name) < 1:
                 raise PerrinError(f"expected at least 1 step, given {getattr(self, name)}")
-        if self.solver not in SOLVERS:
-            raise PerrinError(f"expected a solver ({', '.join(SOLVERS)}), given {self.solver!r}")
+        for name in (self.solver, self.first_solver):
+            if name not in SOLVERS:
+                raise PerrinError(f"expected a solver ({', '.join(SOLVERS)}), given {name!r}")
 
-    def plan(self, denoiser: NetworkDenoiser, steps: int) -> Plan:
+    def plan(self, denoiser: NetworkDenoiser, first: bool = False) -> Plan:
         """The rows of one stage. Raises `PerrinError` where solver, schedule and grid do not go together."""
+        steps, solver = (self.first_steps, self.first_solver) if first else (self.steps, self.solver)
         times = partial(logit_normal, mean=self.mean, std=self.std, start=self.start)
         try:
-            return plan_steps(denoiser.process, SOLVERS[self.solver], steps, grid=times)
+            return plan_steps(denoiser.process, SOLVERS[solver], steps, grid=times)
         except PlanError as error:
             raise PerrinError(str(error)) from error
 

@@ -279,7 +279,7 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
         """
         options, c = options or self.sampling, self.config
         state: State = {NOW: (now.to(self.device).float() / c.scale).unsqueeze(1)}
-        plan = options.plan(self.network, options.steps)
+        plan = options.plan(self.network)
         denoiser: Denoiser = guided(self.network) if guided else self.network
         x = sample(
             denoiser,
