@@ -84,7 +84,7 @@ class ConsistencyLoss:
         with torch.no_grad():
             d = self.teacher(x_t, t, condition=condition, layouts=layouts)
             x_s = x_t | {k: self._row(x_t[k], d[k], t, s, layouts, k) for k in d}
-            half = self.teacher(x_s, s.clamp(min=float(self.times[1])), condition=condition, layouts=layouts)
+            half = self.teacher(x_s, s.maximum(self.times[1]), condition=condition, layouts=layouts)
             mean = {k: (d[k] + half[k]) / 2 for k in d}  # Heun's rule in the estimate: second order
             x_s = x_t | {k: self._row(x_t[k], mean[k], t, s, layouts, k) for k in d}
             wanted = target(x_s, s, condition=condition, layouts=layouts)
