@@ -110,6 +110,7 @@ def sample(a: Namespace) -> None:
     _write(model.kind, output, columns, words)
     result = {
         "samples": a.n,
+        "made": len(left),  # in these seconds; the rest is from unfinished work
         "evaluations": plan.nfe,
         "first_evaluations": first.nfe,
         "seconds": round(seconds, 2),
