@@ -55,7 +55,7 @@ def milliseconds(file: str) -> float | None:
     if not path.is_file():
         return None
     result = json.loads(path.read_text()).get("result", {})
-    count = result.get("samples")
+    count = result.get("made", result.get("samples"))
     return 1000 * result["seconds"] * (result.get("workers") or 1) / count if count else None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perrin.core import (
     Categorical,
+    Clean,
     Composite,
     CounterNoise,
     Dense,
@@ -64,6 +65,36 @@ def test_few_steps_of_the_exact_function(times: list[float]) -> None:
     assert float(x.std()) == pytest.approx(STD, rel=0.02)
     alone = few_step(exact, PROCESS, times, {"x": Dense(1)}, CounterNoise(noise.seeds[7:8], F64))["x"]
     torch.testing.assert_close(alone[0], x[7])
+
+
+def test_clean_fields_are_told_and_stay() -> None:
+    """With the mean as a clean field, which the denoisers read, both loss and samples are what they were."""
+    process = Composite(fields={"x": Gaussian(features=(1,), schedule=SCHEDULE), "mean": Clean()})
+    plain = DATA.denoiser(SCHEDULE)
+
+    def told(denoiser: Any) -> Any:
+        def call(x: State, t: Tensor, **more: Any) -> State:
+            moved = {"x": x["x"] - SCHEDULE.alpha(t)[:, None] * (x["mean"] - MEAN)}
+            return {"x": denoiser(moved, t, layouts={"x": Dense(len(t))})["x"] + x["mean"] - MEAN}
+
+        return call
+
+    n, generator = 500, torch.Generator().manual_seed(0)
+    times = 0.999 * torch.linspace(0, 1, 9, dtype=F64)
+    index = torch.randint(2, 9, (n,), generator=generator)
+    x_0, shift = DATA.sample(n, generator), torch.full((n, 1), MEAN + 4, dtype=F64)
+    noise, layouts = CounterNoise(sample_seeds(0, range(n)), F64), {"x": Dense(n), "mean": Dense(n)}
+    want = ConsistencyLoss(teacher=plain, process=PROCESS, times=times)(
+        exact, exact, {"x": x_0}, index, noise, layouts
+    )
+    found = ConsistencyLoss(teacher=told(plain), process=process, times=times)(
+        told(exact), told(exact), {"x": x_0 + 4, "mean": shift}, index, noise, layouts
+    )
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-9)
+    a = few_step(exact, PROCESS, [0.999, 0.5], layouts, noise)["x"]
+    b = few_step(told(exact), process, [0.999, 0.5], layouts, noise, start={"mean": shift})
+    torch.testing.assert_close(b["x"] - 4, a, atol=0.02, rtol=0)  # both start from noise without a mean
+    torch.testing.assert_close(b["mean"], shift)
 
 
 def test_categorical_fields_are_refused() -> None:

@@ -191,7 +191,11 @@ def test_the_report_scores_forecasts(trained: FlowModel, data: Trajectories) -> 
     assert any("fair CRPS" in name for name in result["metrics"])
     perfect = Trajectories(np.repeat(data.vorticity[:4], 2, 0), 0.2, {"members": 2})
     scores = evaluate_flow(perfect, data)["metrics"]
-    assert min(v["value"] for k, v in scores.items() if "fair CRPS" in k) == pytest.approx(0, abs=1e-6)
+    crps = {k: v for k, v in scores.items() if "fair CRPS" in k}
+    assert max(v["value"] for k, v in crps.items() if "persistence" not in k) == pytest.approx(0, abs=1e-6)
+    held = np.abs(data.vorticity[:4, 1] - data.vorticity[:4, 0]).mean() / data.vorticity.std()
+    assert crps["fair CRPS of persistence / σ after 1 interval"]["value"] == pytest.approx(held, rel=1e-5)
+    assert all(v["truth_value"] is None for v in crps.values())  # persistence is no truth against truth
 
 
 def test_wrong_starts_are_refused(trained: FlowModel) -> None:
@@ -201,6 +205,10 @@ def test_wrong_starts_are_refused(trained: FlowModel) -> None:
         trained.simulate(np.full((1, 16, 16), np.nan, dtype=np.float32), 1)
     with pytest.raises(PerrinError, match="apart"):
         trained.check(np.zeros((1, 16, 16)), 0.5)
+    own = trained.config.words
+    trained.check(np.zeros((1, 16, 16)), 0.2, {**own, "members": 3})
+    with pytest.raises(PerrinError, match=r"viscosity 0.02.*given 0.01"):
+        trained.check(np.zeros((1, 16, 16)), 0.2, {**own, "viscosity": 0.01})
 
 
 def test_measurements_draw_samples_near(trained: FlowModel, data: Trajectories) -> None:

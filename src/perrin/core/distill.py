@@ -51,7 +51,7 @@ class ConsistencyLoss:
 
     Arguments:
         teacher: the denoiser whose ODE is distilled.
-        process: of Gaussian fields.
+        process: of Gaussian fields, and `Clean` ones, which stay as they are.
         times: rising, `[n + 1]`, from 0 (σ = 0) or a little above to the first time of sampling.
     """
 
@@ -83,14 +83,14 @@ class ConsistencyLoss:
         x_t = self.process.corrupt_state(x_0, t, noise, layouts)
         with torch.no_grad():
             d = self.teacher(x_t, t, condition=condition, layouts=layouts)
-            x_s = {k: self._row(x_t[k], d[k], t, s, layouts, k) for k in x_t}
-            half = self.teacher(x_s, s.clamp(min=float(self.times[1])), condition=condition, layouts=layouts)
+            x_s = x_t | {k: self._row(x_t[k], d[k], t, s, layouts, k) for k in d}
+            half = self.teacher(x_s, s.maximum(self.times[1]), condition=condition, layouts=layouts)
             mean = {k: (d[k] + half[k]) / 2 for k in d}  # Heun's rule in the estimate: second order
-            x_s = {k: self._row(x_t[k], mean[k], t, s, layouts, k) for k in x_t}
+            x_s = x_t | {k: self._row(x_t[k], mean[k], t, s, layouts, k) for k in d}
             wanted = target(x_s, s, condition=condition, layouts=layouts)
         made = student(x_t, t, condition=condition, layouts=layouts)
         total = t.new_zeros(t.shape)
-        for name in x_t:
+        for name in made:
             total = total + squared_error(wanted[name], made[name], layouts[name])
         return total
 
@@ -110,21 +110,24 @@ def few_step(
     noise: Noise,
     *,
     condition: Any = None,
+    start: State | None = None,
 ) -> State:
     """Sample a student in `len(times)` evaluations: `x ← α_s f(x, t) + σ_s ξ` from each time to the next, then `f` itself.
 
     Arguments:
         times: falling, all above 0.
+        start: the values of `Clean` fields.
     """
     steps = torch.as_tensor(times, dtype=torch.float64).tolist()
-    x = process.prior_state(noise, layouts, time=steps[0])
-    dtype = next(iter(x.values())).dtype
+    x = process.prior_state(noise, layouts, time=steps[0], start=start)
+    dtype = next((v.dtype for v in x.values() if v.is_floating_point()), torch.float32)
     batch = next(iter(layouts.values())).batch
     for k, time in enumerate(steps):
         t = torch.full((batch,), time, dtype=dtype, device=next(iter(x.values())).device)
-        x = dict(student(x, t, condition=condition, layouts=layouts, previous=None))
+        found = student(x, t, condition=condition, layouts=layouts, previous=None)
+        x = {**x, **found}
         if k + 1 < len(steps):
-            for name, v in x.items():
+            for name, v in found.items():
                 field, layout = _gaussian(process, name), layouts[name]
                 s = torch.full_like(t, steps[k + 1])
                 xi = field.project(noise.normal(layout, field.features, field=name, step=1 + k), layout).to(

@@ -20,7 +20,7 @@ class ParticleModality(Modality):
 
     name = "particle"
     summary = "calorimeter showers, jets and two-dimensional flows: data, metrics and models"
-    suffixes = (".h5", ".hdf5", ".npz")
+    suffixes = (".h5", ".hdf5", ".npz", ".root")
 
     def bundle_folder(self) -> Path:
         """The bundles in the package."""
@@ -79,7 +79,16 @@ class ParticleModality(Modality):
             group.add_argument("--seed", type=int, default=0, help="default 0")
             group.add_argument("--workers", type=int, help="processes (default: the cores there are)")
             group.add_argument(
-                "--file", metavar="FILE", action="append", help="showers: CaloChallenge files to join"
+                "--file",
+                metavar="FILE",
+                action="append",
+                help="showers: CaloChallenge files to join; jets: events to cluster, HepMC or Les Houches",
+            )
+            group.add_argument(
+                "--pt", metavar="A..B", help="jets of --file: their pT, GeV (default 800..1600)"
+            )
+            group.add_argument(
+                "--radius", type=float, metavar="R", help="jets of --file: of anti-kT (default 0.4)"
             )
             group.add_argument(
                 "--grid", type=int, default=32, help="kolmogorov: points along a side (default 32)"
@@ -88,7 +97,7 @@ class ParticleModality(Modality):
                 "--times", type=int, default=41, help="kolmogorov: states in a trajectory (default 41)"
             )
             group.add_argument(
-                "--interval", type=float, default=0.5, help="kolmogorov: between states (default 0.5)"
+                "--interval", type=float, default=0.2, help="kolmogorov: between states (default 0.2)"
             )
             group.add_argument("--viscosity", type=float, default=5e-3, help="kolmogorov: default 0.005")
         elif verb == "train":

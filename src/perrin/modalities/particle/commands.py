@@ -19,6 +19,14 @@ def kind_of(path: str | Path) -> str:
     """
     if Path(path).suffix.lower() == ".npz":
         return "jets"
+    if Path(path).suffix.lower() == ".root":
+        from perrin.modalities.particle.root import trees
+
+        found = trees(path)
+        for name in ("showers", "jets"):
+            if name in found:
+                return name
+        raise PerrinError(f"expected a tree showers or jets in {path}, given {', '.join(found) or 'no tree'}")
     from perrin.modalities.particle.hdf5 import open_hdf5
 
     with open_hdf5(path) as file:
@@ -111,6 +119,13 @@ def _jets(a: Namespace) -> None:
     from perrin.modalities.particle.jets.files import CLASSES, Jets, check_suffix, write_jets
     from perrin.modalities.particle.jets.pythia import CHUNK, check_packages
 
+    if a.file:
+        _jets_of_events(a)
+        return
+    if a.pt or a.radius:
+        raise PerrinError(
+            "expected --pt and --radius with --file and its events only: the recipe has its own"
+        )
     if a.kind not in CLASSES:
         raise PerrinError(f"expected --class with one of {', '.join(CLASSES)}, given {a.kind or 'none'}")
     check_suffix(a.out)
@@ -125,6 +140,30 @@ def _jets(a: Namespace) -> None:
     write_jets(a.out, whole, words | {"seed": str(a.seed)})
     _finish(a, key)
     print(f"{counted(a.n, a.kind + ' jets')} in {a.out}")
+
+
+def _jets_of_events(a: Namespace) -> None:
+    from perrin.modalities.particle.jets.events import clustered
+    from perrin.modalities.particle.jets.files import check_suffix, write_jets
+    from perrin.modalities.particle.jets.pythia import HIGH, LOW, RADIUS
+    from perrin.modalities.particle.sampling import parse_range
+    from perrin.run.record import record, write_record
+
+    if len(a.file) > 1:
+        raise PerrinError(f"expected one --file of events, given {len(a.file)}: make a file of jets for each")
+    if a.kind:
+        raise PerrinError("expected --class without --file only: what events hold is not known")
+    radius = RADIUS if a.radius is None else a.radius
+    if not 0 < radius < 10:
+        raise PerrinError(f"expected --radius above 0, given {radius:g}")
+    pt = parse_range(a.pt, "--pt") or (LOW, HIGH)
+    check_suffix(a.out)
+    jets, events = clustered(a.file[0], a.n, pt=pt, radius=radius, seed=a.seed)
+    words = {"source": Path(a.file[0]).name, "clustering": f"FastJet, anti-kT R = {radius:g}"}
+    write_jets(a.out, jets, words)
+    write_record(Path(a.out).with_name(Path(a.out).name + ".run.json"), record("data", a))
+    fewer = f", the {a.n} asked for are not there" if len(jets) < a.n else ""
+    print(f"{len(jets)} jets of {events} events in {a.out}{fewer}")
 
 
 def _kolmogorov(a: Namespace) -> None:

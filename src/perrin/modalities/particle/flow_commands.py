@@ -34,10 +34,10 @@ def simulate(a: Namespace) -> None:
     model = _model(a)
     options = model.sampling.changed(steps=a.steps, solver=a.solver)
     if a.dry_run:
-        print(plan_table(options.plan(model.network, options.steps)))
+        print(plan_table(options.plan(model.network)))
         return
     given = read_flow(a.start)
-    model.check(given.vorticity[:, 0], given.interval)
+    model.check(given.vorticity[:, 0], given.interval, given.words)
     begin = time.perf_counter()
     found = model.simulate(
         given.vorticity[:, 0],
@@ -79,14 +79,14 @@ def invert(a: Namespace) -> None:
     model = _model(a)
     options = model.sampling.changed(steps=a.steps, solver=a.solver or "sde-dpmpp-2m", start=0.999)
     if a.dry_run:
-        print(plan_table(options.plan(model.network, options.steps)))
+        print(plan_table(options.plan(model.network)))
         return
     given = read_flow(a.measured)
     if given.vorticity.shape[1] < 2:
         raise PerrinError(
             f"expected at least two times in {a.measured}, given 1: the state before and the measured one"
         )
-    model.check(given.vorticity[:, -1], given.interval)
+    model.check(given.vorticity[:, -1], given.interval, given.words)
     before = torch.from_numpy(np.repeat(given.vorticity[:, -2], a.n, 0))
     truth = torch.from_numpy(np.repeat(given.vorticity[:, -1], a.n, 0))
     seeds = sample_seeds(a.seed, range(len(before)))

@@ -52,8 +52,8 @@ def sample(a: Namespace) -> None:
     check_options(model.kind, energy=energy, kind=a.kind, pt=pt, mass=mass)
     model.precision, model.mode = a.precision, a.mode
     options = model.sampling.changed(steps=a.steps, solver=a.solver)
-    plan = options.plan(model.network.second, options.steps)
-    first = options.plan(model.network.first, options.first_steps)
+    plan = options.plan(model.network.second)
+    first = options.plan(model.network.first, first=True)
     output = Path(a.out)
     wish: Any
     if model.kind == "showers":
@@ -104,6 +104,7 @@ def sample(a: Namespace) -> None:
     _write(model.kind, output, columns, words)
     result = {
         "samples": a.n,
+        "made": len(left),  # in these seconds; the rest is from unfinished work
         "evaluations": plan.nfe,
         "first_evaluations": first.nfe,
         "seconds": round(seconds, 2),

@@ -91,20 +91,18 @@ def _scores(generated: Trajectories, truth: Trajectories, members: int) -> tuple
     def error(x: torch.Tensor) -> float:
         return float(x.std() / np.sqrt(len(x))) if len(x) > 1 else _NAN
 
-    lines = [
-        Line(
-            f"fair CRPS / σ after {k + 1} interval{'s' if k else ''} (beside: persistence)",
-            Measured(float(crps[:, k].mean()), error(crps[:, k])),
-            Measured(float(persistent[:, k].mean()), error(persistent[:, k])),
-        )
-        for k in sorted({0, min(3, crps.shape[1] - 1), crps.shape[1] - 1})
-    ]
-    times = [
-        _time_to(c.mean(0), generated.interval) for c in (single, _correlation(held.expand_as(right), right))
-    ]
-    lines.append(
-        lined("time to correlation 0.8 (beside: persistence)", (Measured(t, _NAN) for t in times), "time")
-    )
+    none = Measured(
+        _NAN, _NAN
+    )  # another run of the solver would be the same: there is no truth against truth
+    lines = []
+    for k in sorted({0, min(3, crps.shape[1] - 1), crps.shape[1] - 1}):
+        after = f"/ σ after {k + 1} interval{'s' if k else ''}"
+        for name, x in (("fair CRPS", crps), ("fair CRPS of persistence", persistent)):
+            lines.append(Line(f"{name} {after}", Measured(float(x[:, k].mean()), error(x[:, k])), none))
+    held_on = _correlation(held.expand_as(right), right)
+    for name, c in (("", single), (" of persistence", held_on)):
+        time = Measured(_time_to(c.mean(0), generated.interval), _NAN)
+        lines.append(Line(f"time to correlation 0.8{name}", time, none, "time"))
     series = {
         "interval": generated.interval,
         "crps": crps.mean(0).tolist(),

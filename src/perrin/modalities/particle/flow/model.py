@@ -50,6 +50,8 @@ from perrin.run.pool import one_thread
 from perrin.train import BatchPlan
 
 CHANGE, NOW = "change", "now"
+FLOW = ("viscosity", "friction", "force", "wave")
+"""Parameters of a flow that a model has learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,8 +232,19 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
         config = FlowConfig.from_json(data)
         return build(config), config
 
-    def check(self, vorticity: np.ndarray, interval: float | None = None) -> None:
-        """Raise a `PerrinError` unless these are fields of the model's grid (and interval, where one is known)."""
+    def check(
+        self,
+        vorticity: np.ndarray,
+        interval: float | None = None,
+        words: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Raise a `PerrinError` unless these are fields of the model's grid, and of its interval and flow where known.
+
+        Arguments:
+            vorticity: `[N, n, n]`.
+            interval: between the states.
+            words: the flow's parameters, as a file has them; those of `FLOW` are compared.
+        """
         n = self.config.size
         if vorticity.ndim != 3 or vorticity.shape[1:] != (n, n) or not len(vorticity):
             raise PerrinError(
@@ -243,6 +256,12 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
             raise PerrinError(
                 f"expected states {self.config.interval:g} apart, which the model was trained on, given {interval:g}"
             )
+        for name in FLOW:
+            own, given = self.config.words.get(name), (words or {}).get(name)
+            if isinstance(own, int | float) and isinstance(given, int | float) and not _alike(own, given):
+                raise PerrinError(
+                    f"expected a flow of {name} {own:g}, which the model was trained on, given {given:g}"
+                )
 
     def next(
         self,
@@ -260,7 +279,7 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
         """
         options, c = options or self.sampling, self.config
         state: State = {NOW: (now.to(self.device).float() / c.scale).unsqueeze(1)}
-        plan = options.plan(self.network, options.steps)
+        plan = options.plan(self.network)
         denoiser: Denoiser = guided(self.network) if guided else self.network
         x = sample(
             denoiser,
@@ -315,6 +334,10 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
                 out.append(now)
         whole = torch.stack(out, 1).numpy()
         return whole.reshape(len(start), members, intervals + 1, *start.shape[1:])
+
+
+def _alike(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-3 * max(abs(a), abs(b))
 
 
 def _mixed(seed: int, step: int) -> int:

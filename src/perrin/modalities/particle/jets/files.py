@@ -1,8 +1,10 @@
-"""Jets in JetNet's form: HDF5 with JetNet's dataset names, or NPZ.
+"""Jets in JetNet's form: HDF5 with JetNet's dataset names, NPZ, or ROOT.
 
 `particles` `[N, 30, 4]`: η_rel, φ_rel (radians), pT_rel (each relative to its jet) and a mask of 0 and 1, hardest first;
 `jets` `[N, 4]`: pT (GeV), η, mass (GeV) and the number of constituents before the cut to 30. In HDF5 the two are named
-`particle_features` and `jet_features`, as in JetNet's files (Kansal et al. 2021, arXiv:2106.11535).
+`particle_features` and `jet_features`, as in JetNet's files (Kansal et al. 2021, arXiv:2106.11535). In ROOT
+they are the tree `jets`, one entry a jet: `jet_pt`, `jet_eta`, `jet_mass`, `jet_num_particles`, and the jagged branches
+`part_etarel`, `part_phirel` and `part_ptrel`, which need no mask.
 """
 
 from __future__ import annotations
@@ -10,17 +12,19 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perrin.errors import PerrinError
 from perrin.modalities.particle.hdf5 import new_hdf5, open_hdf5
+from perrin.modalities.particle.root import SUFFIX, needed, read_tree, write_tree
 from perrin.run.atomic import atomic_path
 
 WIDTH = 30
 CLASSES = ("gluon", "quark", "top")
-SUFFIXES = (".h5", ".hdf5", ".npz")
+SUFFIXES = (".h5", ".hdf5", ".npz", ".root")
 PARTICLE_NAMES = ("etarel", "phirel", "ptrel", "mask")
 JET_NAMES = ("pt", "eta", "mass", "num_particles")
 
@@ -95,6 +99,8 @@ def read_jets(path: str | Path, limit: int | None = None) -> Jets:
         if names:
             raise PerrinError(f"expected arrays particles and jets in {path}, given none named {names[0]!r}")
         p, j = arrays["particles"], arrays["jets"]
+    elif Path(path).suffix.lower() == SUFFIX:
+        p, j = _from_tree(path, limit)
     else:
         with open_hdf5(path) as file:
             names = [k for k in ("particle_features", "jet_features") if k not in file]
@@ -119,11 +125,15 @@ def check_suffix(path: str | Path) -> None:
 
 
 def write_jets(path: str | Path, jets: Jets, words: dict[str, str] | None = None) -> None:
-    """Write jets, atomically; HDF5 or NPZ by the suffix."""
+    """Write jets, atomically; HDF5, NPZ or ROOT by the suffix."""
     check_suffix(path)
     if Path(path).suffix.lower() == ".npz":
         with atomic_path(path) as temporary, open(temporary, "wb") as out:
             np.savez_compressed(out, particles=jets.particles, jets=jets.jets)
+        return
+    if Path(path).suffix.lower() == SUFFIX:
+        with atomic_path(path) as temporary:
+            write_tree(temporary, "jets", _branches(jets), "; ".join((words or {}).values()))
         return
     with new_hdf5(path) as file:
         for name, data, columns in (
@@ -134,3 +144,31 @@ def write_jets(path: str | Path, jets: Jets, words: dict[str, str] | None = None
             found.attrs["columns"] = list(columns)
         for key, value in (words or {}).items():
             file.attrs[key] = value
+
+
+def _branches(jets: Jets) -> dict[str, Any]:
+    """Branches of the tree `jets`."""
+    ak = needed("awkward")
+    count = jets.mask.sum(1)
+    columns = {
+        k: ak.unflatten(jets.particles[..., i][jets.mask], count) for i, k in enumerate(PARTICLE_NAMES[:3])
+    }
+    return {f"jet_{k}": jets.jets[:, i].copy() for i, k in enumerate(JET_NAMES)} | {"part": ak.zip(columns)}
+
+
+def _from_tree(path: str | Path, limit: int | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The arrays of a tree `jets`: of longer jets the 30 particles of the largest pT_rel."""
+    ak = needed("awkward")
+    names = [f"part_{k}" for k in PARTICLE_NAMES[:3]]
+    tree = read_tree(path, "jets", [*(f"jet_{k}" for k in JET_NAMES), *names], limit)
+    try:
+        order = ak.argsort(tree[names[2]], ascending=False, stable=True)
+        rows = [ak.pad_none(tree[k][order], WIDTH, clip=True) for k in names]
+        mask = ~ak.to_numpy(ak.is_none(rows[0], axis=1))
+        p = np.stack([*(ak.to_numpy(ak.fill_none(r, 0.0)) for r in rows), mask], -1)
+        j = np.stack([ak.to_numpy(tree[f"jet_{k}"]) for k in JET_NAMES], -1)
+    except (TypeError, ValueError) as error:  # of another shape or kind
+        raise PerrinError(
+            f"expected branches of numbers in the tree jets in {path}, given others: part_* are jagged, jet_* are not"
+        ) from error
+    return p.reshape(-1, WIDTH, 4), j

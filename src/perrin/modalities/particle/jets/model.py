@@ -197,7 +197,7 @@ class JetModel(ParticleModel[Staged, JetConfig]):
             mask = torch.arange(WIDTH, device=self.device) < count.clamp(max=WIDTH).unsqueeze(1)
             start: State = {JET: z, KIND: kind, MASK: mask}
             layouts = layouts_for({}, start)[1]
-            plan = options.plan(self.network.second, options.steps)
+            plan = options.plan(self.network.second)
             state = sample(
                 self.network.second,
                 self.network.second.process,
@@ -212,7 +212,7 @@ class JetModel(ParticleModel[Staged, JetConfig]):
     def _first(
         self, seeds: Tensor, kind: Tensor, table: Tensor, wish: Wish, options: SamplingOptions
     ) -> Tensor:
-        plan = options.plan(self.network.first, options.first_steps)
+        plan = options.plan(self.network.first, first=True)
         out, left = torch.zeros(len(seeds), table.shape[0], device=seeds.device), torch.arange(len(seeds))
         for attempt in range(_TRIES):
             rows = left.to(seeds.device)

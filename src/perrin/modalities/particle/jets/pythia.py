@@ -27,13 +27,13 @@ from perrin.modalities.particle.jets.files import CLASSES, WIDTH, Jets
 CHUNK = 500
 """Jets that one instance of Pythia makes."""
 
+TUNE = ("Print:quiet = on", "Tune:pp = 14", "Random:setSeed = on")
+"""Monash."""
 _COMMON = (
-    "Print:quiet = on",
+    *TUNE,
     "Beams:eCM = 13000.",
-    "Tune:pp = 14",
     "PhaseSpace:pTHatMin = 990.",
     "PhaseSpace:pTHatMax = 1010.",
-    "Random:setSeed = on",
 )
 _HARD = {
     "gluon": ("HardQCD:gg2gg = on", "HardQCD:qqbar2gg = on"),
@@ -54,12 +54,12 @@ def pythia_seed(seed: int, kind: str, chunk: int) -> int:
     return int.from_bytes(word[:8], "big") % 900_000_000 + 1
 
 
-def check_packages() -> None:
-    """Raise a `PerrinError` unless Pythia and FastJet are installed."""
-    for package, name in (("pythia8mc", "pythia8mc"), ("fastjet", "fastjet")):
+def check_packages(*names: str) -> None:
+    """Raise a `PerrinError` unless these (both, if none is named) of Pythia and FastJet are installed."""
+    for name in names or ("pythia8mc", "fastjet"):
         try:
-            with _silent():  # FastJet greets
-                __import__(package)
+            with silent():  # FastJet greets
+                __import__(name)
         except ImportError as error:
             raise PerrinError(
                 f"expected the package {name}, found none that works ({error}): pip install 'perrin[jets]'"
@@ -87,27 +87,39 @@ def make_chunk(kind: str, seed: int, chunk: int, count: int = CHUNK) -> Jets:
     definition = fj.JetDefinition(fj.antikt_algorithm, RADIUS)
     particles = np.zeros((count, WIDTH, 4), dtype=np.float32)
     jets = np.zeros((count, 4), dtype=np.float32)
-    with _silent():
+    with silent():
         if not generator.init():
             raise PerrinError("expected Pythia to start, but it failed: check its installation")
         done = 0
         while done < count:
             if not generator.next():
                 continue
-            for jet in _hardest(generator.event, fj, definition):
-                if LOW < jet.pt() < HIGH and done < count:
-                    particles[done], jets[done] = _columns(jet, fj)
+            for jet in hardest(visible(generator.event), fj, definition):
+                if done < count:
+                    particles[done], jets[done] = columns(jet, fj)
                     done += 1
     return Jets(particles, jets)
 
 
-def _hardest(event: Any, fj: Any, definition: Any) -> Iterator[Any]:
-    inputs = [fj.PseudoJet(p.px(), p.py(), p.pz(), p.e()) for p in event if p.isFinal() and p.isVisible()]
+def visible(event: Any) -> np.ndarray:
+    """Momenta `[n, 4]` (px, py, pz, E, GeV) of an event's visible final particles."""
+    kept = [(p.px(), p.py(), p.pz(), p.e()) for p in event if p.isFinal() and p.isVisible()]
+    return np.array(kept).reshape(-1, 4)
+
+
+def hardest(
+    momenta: np.ndarray, fj: Any, definition: Any, pt: tuple[float, float] = (LOW, HIGH)
+) -> Iterator[Any]:
+    """Those of an event's two hardest jets whose pT lies between two numbers, GeV."""
+    inputs = [fj.PseudoJet(*p) for p in momenta.tolist()]
     clusters = fj.ClusterSequence(inputs, definition)
-    yield from fj.sorted_by_pt(clusters.inclusive_jets(LOW))[:2]
+    yield from (
+        jet for jet in fj.sorted_by_pt(clusters.inclusive_jets(pt[0]))[:2] if pt[0] < jet.pt() < pt[1]
+    )
 
 
-def _columns(jet: Any, fj: Any) -> tuple[np.ndarray, np.ndarray]:
+def columns(jet: Any, fj: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A jet's rows `[30, 4]` and its four numbers, as in `Jets`."""
     parts = fj.sorted_by_pt(jet.constituents())
     rows = np.zeros((WIDTH, 4))
     for row, p in zip(rows, parts[:WIDTH], strict=False):
@@ -116,7 +128,7 @@ def _columns(jet: Any, fj: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without what compiled code prints to standard output."""
     keep, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,4 +1,7 @@
-"""Showers in CaloChallenge's HDF5 layout: `incident_energies` `[N, 1]` and `showers` `[N, 6480]`, both in MeV."""
+"""Showers in CaloChallenge's HDF5 layout: `incident_energies` `[N, 1]` and `showers` `[N, 6480]`, both in MeV.
+
+Or ROOT: the tree `showers` with branches `incident_energies` and `showers` `[6480]`, one entry a shower.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from numpy.typing import NDArray
 
 from perrin.errors import PerrinError
 from perrin.modalities.particle.hdf5 import new_hdf5, open_hdf5
+from perrin.modalities.particle.root import SUFFIX, read_tree, write_tree
 from perrin.modalities.particle.showers.geometry import VOXELS
+from perrin.run.atomic import atomic_path
 
 NAMES = ("incident_energies", "showers")
-SUFFIXES = (".h5", ".hdf5")
+SUFFIXES = (".h5", ".hdf5", ".root")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ def read_showers(path: str | Path, limit: int | None = None) -> Showers:
     Raises:
         PerrinError: it cannot be read, or holds something else: another number of voxels, negative energies, NaN.
     """
+    if Path(path).suffix.lower() == SUFFIX:
+        return check_showers(_from_tree(path, limit), path)
     with open_hdf5(path) as file:
         missing = [k for k in NAMES if k not in file]
         if missing:
@@ -100,11 +107,31 @@ def check_suffix(path: str | Path) -> None:
 
 
 def write_showers(path: str | Path, showers: Showers, words: dict[str, str] | None = None) -> None:
-    """Write showers in CaloChallenge's layout, atomically."""
+    """Write showers in CaloChallenge's layout, atomically; HDF5 or ROOT by the suffix."""
     check_suffix(path)
-
+    if Path(path).suffix.lower() == SUFFIX:
+        with atomic_path(path) as temporary:
+            columns = dict(zip(NAMES, (showers.incident, showers.voxels), strict=True))
+            write_tree(temporary, "showers", columns, "; ".join((words or {}).values()))
+        return
     with new_hdf5(path) as file:
         for name, data in zip(NAMES, (showers.incident.reshape(-1, 1), showers.voxels), strict=True):
             file.create_dataset(name, data=data, compression="gzip", compression_opts=4, shuffle=True)
         for key, value in (words or {}).items():
             file.attrs[key] = value
+
+
+def _from_tree(path: str | Path, limit: int | None) -> Showers:
+    tree = read_tree(path, "showers", NAMES, limit)
+    try:
+        incident, voxels = (np.asarray(tree[k], dtype=np.float32) for k in NAMES)
+    except (TypeError, ValueError) as error:  # jagged, or no numbers
+        raise PerrinError(f"expected numbers [N] and [N, {VOXELS}] in {path}, given others") from error
+    if voxels.ndim != 2 or voxels.shape[1] != VOXELS or incident.shape != voxels.shape[:1]:
+        raise PerrinError(
+            f"expected showers [N, {VOXELS}] (45 layers, 16 angles, 9 radii) in {path}, given {list(voxels.shape)}: "
+            "it is another detector's file"
+        )
+    if not len(voxels):
+        raise PerrinError(f"expected at least one shower in {path}, given none: check how it was made")
+    return Showers(incident, voxels)

@@ -236,12 +236,12 @@ class ShowerModel(ParticleModel[Staged, ShowerConfig]):
         layouts = layouts_for({ENERGY: told}, {})
         noise = CounterNoise(seeds)
         with self._settings():
-            plan = options.plan(first, options.first_steps)
+            plan = options.plan(first, first=True)
             given: State = {ENERGY: told}
             x = sample(first, first.process, plan, layouts[0], noise, start=given, mode=self.mode)[LAYER]
             layers = scales.decode_layers(x, incident)
             start: State = {TOLD: scales.encode_layers(layers, incident), ENERGY: told}
-            plan = options.plan(second, options.steps)
+            plan = options.plan(second)
             y = sample(second, second.process, plan, layouts[1], noise, start=start, mode=self.mode)[VOXEL]
         voxels = scales.decode_voxels(y, layers).flatten(1)
         return Showers(incident.float().cpu().numpy(), voxels.float().cpu().numpy())
