@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +127,43 @@ def test_rollout(bundle: Path, tmp_path: Path) -> None:
     assert step.std() == pytest.approx(1, rel=0.3)  # four evaluations a step
 
 
+def test_killed_in_mid_rollout_and_started_again(bundle: Path, tmp_path: Path) -> None:
+    """kill −9 between two segments of a member: the same bytes as of a run in peace."""
+    words = [
+        str(bundle),
+        "--members",
+        "4",
+        "--days",
+        "150",
+        "--seed",
+        "3",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "-o",
+    ]
+    code = "import sys; from perrin.cli import main; sys.exit(main(sys.argv[1:]))"
+    out = tmp_path / "a.zarr"
+    process = subprocess.Popen([sys.executable, "-c", code, "forecast", *words, str(out)])
+    folder = tmp_path / "a.zarr.partial"
+    begun = folder / "data.zarr" / "z" / "c" / "1"  # member 1, of whose shards one is there
+    while process.poll() is None and not begun.exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = (folder / "done").read_text().splitlines()
+    assert "0 0" in done
+    assert "0 3" not in done
+    assert not out.exists()
+    assert main(["forecast", *words, str(out)]) == 0
+    assert main(["forecast", *words, str(tmp_path / "b.zarr")]) == 0
+    files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+    assert len(files) > 4 * 3 * 3  # members, shards, fields
+    for path in files:
+        assert (out / path).read_bytes() == (tmp_path / "b.zarr" / path).read_bytes()
+
+
 def test_files_on_other_grids(bundle: Path, tmp_path: Path) -> None:
     """States of low degree on a regular grid with poles, −180 to 180 and north to south, are those on the model's own."""
     rng = np.random.default_rng(0)
@@ -178,3 +219,24 @@ def test_task_pairs_the_right_states() -> None:
     torch.testing.assert_close(now - before, torch.full_like(now, 2.0))
     loss = task.loss(task.denoiser, 0, batch)["loss"]
     assert loss.isfinite()
+
+
+def test_task_of_several_runs_pairs_states_of_one() -> None:
+    """Two runs, ten states each: no pair reaches from one into the other, and every pair of each is drawn."""
+    states = (torch.arange(10.0) + torch.tensor([[0.0], [100.0]]))[..., None, None, None]
+    states = states.expand(2, 10, 3, 8, 16).contiguous()
+    task = AtmosphereTask(
+        build_denoiser(CONFIG),
+        CONFIG,
+        states,
+        states[..., 0, 0, 0],
+        2,
+        torch.zeros(2, 8, 16),
+        torch.ones(3),
+        batch=12,
+        seed=0,
+    )
+    _, batch = task.prepare(0, generator=torch.Generator().manual_seed(0), rank=0, world=1)
+    torch.testing.assert_close(batch["x_0"], torch.full_like(batch["x_0"], 2.0))
+    now = sorted(batch["condition"][:, 0, 0, 0].tolist())
+    assert now == [2, 3, 4, 5, 6, 7, 102, 103, 104, 105, 106, 107]
