@@ -20,7 +20,7 @@ class WeatherModality(Modality):
 
     name = "weather"
     summary = "fields on latitude–longitude grids: forecasts, verification, data"
-    suffixes = (".nc", ".nc4", ".cdf", ".zarr")
+    suffixes = (".nc", ".nc4", ".cdf", ".zarr", ".grib", ".grib2", ".grb", ".grb2")
 
     def bundle_folder(self) -> Path:
         """The bundles in the package."""

@@ -66,7 +66,7 @@ class WindowConfig:
 
 
 class _Block(nn.Module):
-    """`x + W₂ (a ⊙ SiLU(b))`, `(a, b) = W₁` of a site's and its neighbours' normalised features: products, as advection has."""
+    """`x + W₂ (a ⊙ SiLU(b))`, `(a, b) = W₁` of a site's and its neighbours' features: products, as advection has."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
