@@ -46,6 +46,11 @@ class WeatherModality(Modality):
                 metavar="YYYY-YYYY",
                 help="sst: of the climatology (1950-1994)",
             )
+            group.add_argument(
+                "--sample",
+                action="store_true",
+                help="speedy: the truth of the sample that ships, simulate nothing",
+            )
             group.add_argument("--days", type=int, default=3650, help="speedy: to write (default 3650)")
             group.add_argument(
                 "--spinup", type=int, default=365, metavar="DAYS", help="speedy: before, from rest (365)"

@@ -47,7 +47,7 @@ def data(a: Namespace) -> None:
     from perrin.modalities.weather.sst import read_sst
 
     if a.target == "weather/speedy":
-        speedy(a)
+        sample(a) if a.sample else speedy(a)
         return
     if a.target != "weather/sst":
         raise PerrinError(f"expected weather/sst or weather/speedy, given {a.target!r}: choose one of them")
@@ -62,6 +62,25 @@ def data(a: Namespace) -> None:
     }
     write_fields(a.out, sst.dataset(), words)
     print(f"{len(sst.times)} months, {int(sst.sea.sum())} cells of sea in {a.out}")
+
+
+def sample(a: Namespace) -> None:
+    """`perrin data weather/speedy --sample -o OUT.nc`: the truth of a forecast from the sample that ships."""
+    from perrin import load
+    from perrin.modalities import find_bundle
+    from perrin.modalities.weather.atmosphere_model import AtmosphereModel
+    from perrin.modalities.weather.files import check_path, write_fields
+
+    check_path(a.out)
+    model = load(find_bundle(a.target))
+    assert isinstance(model, AtmosphereModel)
+    found = model.sample_run()
+    words = {
+        "title": f"what the simulation went through that {a.target} starts from",
+        "source": "jcm (SPEEDY in JAX), climatological forcing, analytic ozone",
+    }
+    write_fields(a.out, found, words)
+    print(f"{found.sizes['time']} states in {a.out}")
 
 
 def speedy(a: Namespace) -> None:

@@ -1,14 +1,15 @@
 """Assimilation in windows of time: a diffusion model of short pieces of trajectory is the prior, the dynamics in it learned.
 
-With x = (x_1 … x_T) a piece of T states, observations in the window and a background b of its first state from the
-observations before,
+With x = (x_1 … x_T) a piece of T states, y the observations in the window after its first state, and N(b, B) the analysis of
+that state, which has seen the observations up to its time,
 
-    p(x | y, b) ∝ p(x) · N(b; x_1, B) · Π_t N(y_t; h(x_t), R),
+    p(x | y, b) ∝ p(x) · N(x_1; b, B) / p(x_1) · Π_{t>1} N(y_t; h(x_t), R),
 
-sampled by a guide (`perrin.core.guides.posterior.MMPS`); score-based data assimilation (Rozet & Louppe 2023) with windows
-that are tied by a background in place of one long trajectory, so that the cost of a cycle does not grow. b and the diagonal
-B are the mean and the variance of the analysis of the time of x_1, which has seen the observations up to that time and
-none of those that the window holds: nothing counts twice. The ensemble of the last states is the analysis.
+sampled by a guide (`perrin.core.guides.posterior.MMPS`). This is score-based data assimilation (Rozet & Louppe 2023) with
+windows tied by a background in place of one long trajectory, so that a cycle's cost does not grow; nothing counts twice.
+The analysis of x_T is the ensemble of the last states; its covariance is tapered with distance (Houtekamer & Mitchell 2001)
+and is the B of a window T − 1 steps later. p(x_1) is taken as normal with the covariance C. For a normal p(x) and a linear
+h this is the Kalman filter.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from perrin.core import (
     Gaussian,
     GeneratorNoise,
     NetworkDenoiser,
-    Process,
     State,
     plan_steps,
     sample,
@@ -190,51 +190,69 @@ class Sight:
 
 @dataclass(frozen=True, eq=False)
 class _Seen(Operator):
-    """The window's background and observations in one vector, each divided by its error."""
+    """The observations of a window, each divided by its error, and the background's parts: numbers of unit noise."""
 
     sight: Sight
     at: tuple[int, ...]
-    shift: Tensor
-    scale: Tensor
-    spread: Tensor | None
+    shift: float
+    scale: float
+    background: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x * self.scale + self.shift
-        parts = [(self.sight.h(x[:, k]) / self.sight.error) for k in self.at]
-        if self.spread is not None:
-            parts.append(x[:, 0] / self.spread)
-        return torch.cat([p.flatten(1) for p in parts], 1)
+        parts = [self.sight.h(x[:, k] * self.scale + self.shift) / self.sight.error for k in self.at]
+        if self.background is not None:
+            parts.append(x[:, 0] @ self.background.T)
+        return torch.cat(parts, 1)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Map, Map]:
-        value, back = torch.func.vjp(self, x)
+        value, back = torch.func.vjp(self, x)[:2]
         return value, lambda v: torch.func.jvp(self, (x,), (v,))[1], lambda w: back(w)[0]
 
 
-@dataclass(frozen=True, kw_only=True)
+def gaspari_cohn(sites: int, radius: float) -> Tensor:
+    """The taper that is zero from `2 · radius` on, between sites on a circle, `[n, n]` (Gaspari & Cohn 1999, eq. 4.10)."""
+    d = torch.arange(sites, dtype=torch.float64)
+    d = torch.minimum(d, sites - d) / radius
+    near = 1 - 5 / 3 * d**2 + 5 / 8 * d**3 + d**4 / 2 - d**5 / 4
+    safe = d.clamp(min=1)
+    far = 4 - 5 * safe + 5 / 3 * safe**2 + 5 / 8 * safe**3 - safe**4 / 2 + safe**5 / 12 - 2 / (3 * safe)
+    row = torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+    return torch.stack([row.roll(k) for k in range(sites)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class WindowFilter:
     """Cycles of analyses; see the module's text.
 
     Arguments:
-        denoiser, process: the prior of windows `[T, n]`, of variance near one after `(x − shift) / scale`.
+        denoiser, process: the prior of windows `[T, n]` of `(x − shift) / scale`.
         length: T.
+        climate: C, the covariance of one state of the prior, `[n, n]`.
+        taper: of the analysis' covariance, `[n, n]`; ones leave it as it is.
         shift, scale: of the states.
         members: of the ensemble.
         steps: evaluations of the denoiser in a cycle.
-        iterations: of conjugate gradients in each.
-        inflation: of the background's standard deviation, for what the prior and the diagonal B leave out.
-        floor: its least value, in the model's units.
+        iterations: of conjugate gradients in each; few, for the same reason.
+        inflation: of the background's standard deviation, for what the prior and the sample leave out.
+        floor: the least standard deviation of a background, in units of `scale`.
+        grid: mean and width of the logits of the times at which the denoiser is evaluated.
+        start: the first of them. A learned Jacobian is no covariance where there is little signal: late is safe.
     """
 
     denoiser: Denoiser
-    process: Process
+    process: Composite
     length: int
+    climate: Tensor
+    taper: Tensor
     shift: float = 0.0
     scale: float = 1.0
-    members: int = 16
+    members: int = 20
     steps: int = 16
-    iterations: int = 6
+    iterations: int = 2
     inflation: float = 1.0
-    floor: float = 0.05
+    floor: float = 0.01
+    grid: tuple[float, float] = (-1.0, 1.4)
+    start: float = 0.97
 
     def run(
         self, observations: Sequence[Tensor | None], sight: Sight, *, seed: int = 0
@@ -249,59 +267,69 @@ class WindowFilter:
         Returns:
             Mean and standard deviation of the ensemble, `[times, n]`. Where nothing is seen they are forecasts.
         """
-        means, spreads = [], []
+        analyses: list[Tensor] = []
         for now in range(len(observations)):
             first = max(0, now - self.length + 1)
-            at = tuple(
-                k
-                for k in range(now - first + 1)
-                if observations[first + k] is not None and (first + k or k == 0)
+            at = tuple(k for k in range(bool(first), now - first + 1) if observations[first + k] is not None)
+            y = [torch.as_tensor(observations[first + k]).to(self.climate) for k in at]
+            background = analyses[first] if first else None
+            window = self.window(
+                y, at, sight, background, seeds=sample_seeds(seed * 1_000_003 + now, range(self.members))
             )
-            background = (means[first], spreads[first]) if first else None
-            if first:
-                at = tuple(k for k in at if k)  # the background has seen the first
-            x = self.window(observations, first, at, background, sight, seed=seed, cycle=now)
-            last = x[:, now - first]
-            means.append(last.mean(0)), spreads.append(last.std(0))
-        return torch.stack(means), torch.stack(spreads)
+            analyses.append(window[:, now - first])
+        x = torch.stack(analyses) * self.scale + self.shift
+        return x.mean(1), x.std(1)
 
     def window(
         self,
-        observations: Sequence[Tensor | None],
-        first: int,
+        y: Sequence[Tensor],
         at: tuple[int, ...],
-        background: tuple[Tensor, Tensor] | None,
         sight: Sight,
+        background: Tensor | None,
         *,
-        seed: int,
-        cycle: int,
+        seeds: Tensor,
     ) -> Tensor:
-        """Members of one window, `[M, T, n]`, in the model's units."""
-        spread = None
-        y = [torch.as_tensor(observations[first + k]) / sight.error for k in at]
+        """Members of one window, `[M, T, n]`, of `(x − shift) / scale`.
+
+        Arguments:
+            y: observations, `[m]` each, in the model's units.
+            at: the steps of the window that they are of, from 0.
+            sight: what they are of.
+            background: members of the analysis of the first state, `[M, n]`, of `(x − shift) / scale`.
+            seeds: of the members.
+        """
+        values, matrix = [v / sight.error for v in y], None
         if background is not None:
-            spread = (self.inflation * background[1]).clamp(min=self.floor)
-            y.append(background[0] / spread)
-        shift, scale = torch.tensor(self.shift), torch.tensor(self.scale)
-        guide = self.denoiser
-        composite = (
-            self.process if isinstance(self.process, Composite) else Composite(fields={FIELD: self.process})
-        )
-        if y:
+            matrix, value = self._background(background)
+            values.append(value)
+        guide: Denoiser = self.denoiser
+        if values:
+            seen = _Seen(sight, at, self.shift, self.scale, matrix)
             guide = MMPS(
                 denoiser=self.denoiser,
-                schedule=composite.fields[FIELD].schedule,
-                measurement=Measurement(_Seen(sight, at, shift, scale, spread), torch.cat(y)[None], std=1.0),
+                schedule=self.process.fields[FIELD].schedule,
+                measurement=Measurement(seen, torch.cat(values)[None], std=1.0),
                 field=FIELD,
                 iterations=self.iterations,
             )
+        mean, std = self.grid
         plan = plan_steps(
-            composite,
+            self.process,
             SOLVERS["dpmpp-2m"],
             self.steps,
-            grid=lambda n: logit_normal(n, mean=-1.5, std=1.6, start=0.999),
+            grid=lambda n: logit_normal(n, mean=mean, std=std, start=self.start),
         )
-        seeds = sample_seeds(seed * 1_000_003 + cycle, range(self.members))
-        layouts = {FIELD: Dense(self.members)}
-        found = sample(guide, composite, plan, layouts, CounterNoise(seeds))
-        return found[FIELD] * scale + shift
+        layouts = {FIELD: Dense(len(seeds))}
+        noise = CounterNoise(seeds, dtype=self.climate.dtype)
+        return sample(guide, self.process, plan, layouts, noise)[FIELD]
+
+    def _background(self, members: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows √Λ Qᵀ and what they should see, of B⁻¹ − C⁻¹ = Q Λ Qᵀ and the mean that goes with it."""
+        x = members.double()
+        n = x.shape[1]
+        B = self.inflation**2 * torch.cov(x.T) * self.taper + self.floor**2 * torch.eye(n, dtype=x.dtype)
+        inverse = torch.linalg.inv(B)
+        values, Q = torch.linalg.eigh(inverse - torch.linalg.inv(self.climate.double()))
+        root = values.clamp(min=0).sqrt()
+        seen = torch.where(root > 1e-6, (Q.T @ (inverse @ x.mean(0))) / root.clamp(min=1e-6), 0.0)
+        return (root[:, None] * Q.T).to(members), seen.to(members)
