@@ -11,6 +11,7 @@ from perrin.core import Composite, Dense, Gaussian
 from perrin.modalities.weather.lorenz import MEAN, STD, advance, tendency, trajectories
 from perrin.modalities.weather.windows import (
     FIELD,
+    Chained,
     Sight,
     WindowConfig,
     WindowFilter,
@@ -47,6 +48,7 @@ def exact_denoiser(process: Composite, covariance: torch.Tensor) -> Any:
     return denoise
 
 
+@pytest.mark.slow
 def test_cycles_are_the_kalman_filter() -> None:
     """A linear model and linear observations: means within 3 % of the spread, variances within 3 %, over 10 analyses."""
     sites, length, members, times = 5, 4, 8000, 10
@@ -147,3 +149,26 @@ def test_network_turns_with_the_circle_and_learns() -> None:
     steps = batch["x_0"][:, 1:] - batch["x_0"][:, :-1]
     torch.testing.assert_close(steps, torch.ones_like(steps))  # consecutive states of one run
     assert task.loss(task.denoiser, 0, batch)["loss"].isfinite()
+
+
+def test_chained_windows_are_the_denoiser_of_a_longer_piece() -> None:
+    """Of a Markov chain seen in noise windows of 9 say nearly what 21 states together say, and the middles nearest."""
+    sites, length, count = 3, 9, 21
+    A, _, C = linear_model(sites)
+    power = [torch.linalg.matrix_power(A, k) for k in range(count)]
+
+    def covariance(n: int) -> torch.Tensor:
+        rows = [[power[i - j] @ C if i >= j else C @ power[j - i].T for j in range(n)] for i in range(n)]
+        return torch.cat([torch.cat(row, 1) for row in rows])
+
+    process = Composite(fields={FIELD: Gaussian(features=(count, sites))})
+    whole = exact_denoiser(process, covariance(count))
+    chained = Chained(exact_denoiser(process, covariance(length)), length, 3)
+    x = torch.randn(400, count, sites, generator=torch.Generator().manual_seed(2), dtype=F64)
+    t = torch.full((400,), 0.4, dtype=F64)
+    a, b = (d({FIELD: x}, t, layouts={FIELD: Dense(400)})[FIELD] for d in (whole, chained))
+    error = (a - b).square().mean((0, 2)).sqrt() / a.square().mean().sqrt()
+    assert error.max() < 0.05
+    assert error[4:-4].mean() < 0.02
+    one = Chained(exact_denoiser(process, covariance(count)), count, 3)
+    torch.testing.assert_close(one({FIELD: x}, t, layouts={FIELD: Dense(400)})[FIELD], a)

@@ -130,6 +130,15 @@ class WeatherModality(Modality):
                 help="consecutive initial times that are drawn together for standard errors "
                 "(default: the cube root of their number)",
             )
+            group.add_argument("--html", metavar="FILE.html", help="also write a page with plots and maps")
+            group.add_argument(
+                "--place",
+                nargs=2,
+                type=float,
+                default=(52.0, 13.0),
+                metavar=("LAT", "LON"),
+                help="of the page's plumes (default 52 13)",
+            )
             group.add_argument("--seed", type=int, default=0, help="of ties and the bootstrap (default 0)")
 
     def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:

@@ -173,7 +173,9 @@ class AtmosphereModel:
 
     def sample_starts(self) -> list[AtmosphereStart]:
         """The simulated state that comes with the model; its year is made up."""
-        states = self.sample_states.cpu().numpy().copy()  # a view would dangle when the model is sent to a worker
+        states = (
+            self.sample_states.cpu().numpy().copy()
+        )  # a view would dangle when the model is sent to a worker
         return [AtmosphereStart(time=self._sample_time(), states=states)]
 
     def _sample_time(self) -> Any:

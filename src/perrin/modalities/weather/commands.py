@@ -20,6 +20,10 @@ def verify(a: Namespace) -> None:
 
     if a.json and Path(a.json).is_dir():  # said before the work, which may take long
         raise PerrinError(f"expected a file for --json, given the directory {a.json}: add a file name")
+    if a.html and Path(a.html).is_dir():
+        raise PerrinError(f"expected a file for --html, given the directory {a.html}: add a file name")
+    if abs(a.place[0]) > 90:
+        raise PerrinError(f"expected --place with a latitude from -90 to 90, given {a.place[0]:g}")
     options = VerifyOptions(
         against=tuple(a.against or ()),
         thresholds=tuple(a.threshold or ()),
@@ -38,6 +42,11 @@ def verify(a: Namespace) -> None:
     print_report(result)
     if a.json:
         write_json(a.json, result)
+    if a.html:
+        from perrin.modalities.weather.page import write_page
+
+        write_page(a.html, result, forecast, truth, (a.place[0], a.place[1]))
+        print(f"page in {a.html}")
 
 
 def data(a: Namespace) -> None:

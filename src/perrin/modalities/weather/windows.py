@@ -40,6 +40,7 @@ from perrin.core import (
 from perrin.core.grids import logit_normal
 from perrin.core.guides.operators import Map, Operator
 from perrin.core.guides.posterior import MMPS, Measurement
+from perrin.core.layout import Layouts
 from perrin.core.losses import sample_times_edm, stratified
 
 FIELD = "window"
@@ -126,6 +127,46 @@ def build_denoiser(config: WindowConfig) -> NetworkDenoiser:
     return NetworkDenoiser(WindowNetwork(config), process, {FIELD: EDMHead(sigma_data=1.0)})
 
 
+class Chained(nn.Module):
+    """A denoiser of longer pieces, `[B, L, n]`, from one of windows `[B, T, n]`.
+
+    Each state's estimate is that of the window in which it is nearest to the middle: of a Markov chain the states far away
+    in time add little to what the near ones say (Rozet & Louppe 2023, section 3.1).
+
+    Arguments:
+        denoiser: of windows.
+        length: T.
+        stride: between windows; the last one ends where the piece does.
+    """
+
+    def __init__(self, denoiser: Denoiser, length: int, stride: int) -> None:
+        super().__init__()
+        self.denoiser, self.length, self.stride = denoiser, length, stride
+
+    def forward(
+        self, x: State, t: Tensor, *, condition: Any = None, layouts: Layouts, previous: State | None = None
+    ) -> State:
+        """See `perrin.core.Denoiser`."""
+        whole = x[FIELD]
+        batch, count = whole.shape[:2]
+        starts = [*range(0, count - self.length, self.stride), count - self.length]
+        windows = torch.cat([whole[:, s : s + self.length] for s in starts])
+        within = {FIELD: Dense(len(windows), whole.device)}
+        found = self.denoiser({FIELD: windows}, t.repeat(len(starts)), condition=condition, layouts=within)[
+            FIELD
+        ]
+        parts = found.split(batch)
+        middle = (self.length - 1) / 2
+        out = []
+        for i in range(count):
+            k = min(
+                range(len(starts)),
+                key=lambda k: (not 0 <= i - starts[k] < self.length, abs(i - starts[k] - middle)),
+            )
+            out.append(parts[k][:, i - starts[k]])
+        return {FIELD: torch.stack(out, 1)}
+
+
 class WindowTask:
     """Windows of long runs, for the trainer.
 
@@ -189,14 +230,21 @@ class Sight:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen(Operator):
-    """The observations of a window, each divided by its error, and the background's parts: numbers of unit noise."""
+class Observed(Operator):
+    """The observations of a window, each divided by its error, and the background's parts: numbers of unit noise.
+
+    Arguments:
+        sight: what is seen.
+        at: the steps of the window at which it is.
+        shift, scale: the window is of `(x − shift) / scale`.
+        background: rows of what the first state's background sees of it, `[k, n]`.
+    """
 
     sight: Sight
     at: tuple[int, ...]
     shift: float
     scale: float
-    background: Tensor | None
+    background: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         parts = [self.sight.h(x[:, k] * self.scale + self.shift) / self.sight.error for k in self.at]
@@ -304,7 +352,7 @@ class WindowFilter:
             values.append(value)
         guide: Denoiser = self.denoiser
         if values:
-            seen = _Seen(sight, at, self.shift, self.scale, matrix)
+            seen = Observed(sight, at, self.shift, self.scale, matrix)
             guide = MMPS(
                 denoiser=self.denoiser,
                 schedule=self.process.fields[FIELD].schedule,
