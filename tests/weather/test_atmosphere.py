@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import xarray as xr
 from perrin.bundle import write_bundle
 from perrin.cli import main
 from perrin.core import CounterNoise, Dense, sample_seeds
+from perrin.modalities.weather import MODALITY
 from perrin.modalities.weather.atmosphere import (
     FIELD,
     AtmosphereConfig,
@@ -196,6 +198,70 @@ def test_files_on_other_grids(bundle: Path, tmp_path: Path) -> None:
     assert a.references[0].calendar == "noleap"
     assert main(["forecast", str(bundle), *words, "--start", "2002-01-01", "-o", str(tmp_path / "x.nc")]) == 2
     assert main(["forecast", str(bundle), "--months", "2", "-o", str(tmp_path / "x.nc")]) == 2
+
+
+def test_members_start_from_their_own_analyses(bundle: Path, tmp_path: Path) -> None:
+    """A file of three analyses, 1000 m apart: member k starts from number k mod 3."""
+    times = xr.date_range("2001-03-01", periods=2, freq="D", use_cftime=True)
+    latitude = gauss_latitudes(8)[0].numpy()
+    heights = 5500 + 1000 * np.arange(3)[:, None, None, None] + np.zeros((3, 2, 8, 16))
+    dims = ("number", "time", "lat", "lon")
+    data = {"z": (dims, heights)} | dict.fromkeys("uv", (dims, 0 * heights))
+    xr.Dataset(
+        data, {"number": np.arange(3), "time": times, "lat": latitude, "lon": np.arange(16) * 22.5}
+    ).to_netcdf(tmp_path / "a.nc")
+    out = str(tmp_path / "f.zarr")
+    words = ["--file", str(tmp_path / "a.nc"), "--members", "5", "--days", "1", "--device", "cpu", "-o", out]
+    assert main(["forecast", str(bundle), *words]) == 0
+    found = open_fields(out).read("z")[:, 0, 0].mean((1, 2))
+    np.testing.assert_allclose(found, [5500, 6500, 7500, 5500, 6500], atol=150)
+
+
+def test_groups_of_members_are_those_of_any_number(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where members are made together: the first three of five are the three, and what is done is kept."""
+    monkeypatch.setattr(AtmosphereModel, "together", 2)
+    for members in (3, 5):
+        words = [
+            "--members",
+            str(members),
+            "--days",
+            "2",
+            "--device",
+            "cpu",
+            "-o",
+            str(tmp_path / f"{members}.zarr"),
+        ]
+        assert main(["forecast", str(bundle), *words]) == 0
+    few, many = (open_fields(tmp_path / f"{m}.zarr").read("u") for m in (3, 5))
+    assert np.isfinite(many).all()
+    np.testing.assert_array_equal(few, many[:3])
+    monkeypatch.setattr(AtmosphereModel, "together", 1)
+    words = ["--members", "3", "--days", "2", "--device", "cpu", "-o", str(tmp_path / "alone.zarr")]
+    assert main(["forecast", str(bundle), *words]) == 0
+    np.testing.assert_allclose(open_fields(tmp_path / "alone.zarr").read("u"), few, atol=1e-3)
+
+
+def test_the_bundle_that_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From its sample of a held-out date: far better than persistence on the first two days, with the truth's spectrum."""
+    out, truth = str(tmp_path / "e.zarr"), str(tmp_path / "t.nc")
+    words = ["--members", "3", "--days", "2", "--workers", "1", "--device", "cpu", "-o", out]
+    assert main(["forecast", "weather/speedy", *words]) == 0
+    assert main(["data", "weather/speedy", "--sample", "-o", truth]) == 0
+    report = tmp_path / "v.json"
+    assert main(["verify", out, truth, "--against", "persistence", "--json", str(report)]) == 0
+    assert "zg510 (m): 3 members, fair CRPS" in capsys.readouterr().out
+    found = json.loads(report.read_text())["variables"]
+    assert len(found) == 7
+    for name in ("zg510", "ta835", "ua835"):
+        for lead in found[name]["leads"]:
+            assert lead["references"]["persistence"]["skill"]["crps"]["value"] > 0.6
+            # of one truth: a degree's log power has a standard error near 0.2, the mean of 19 one near 0.05
+            power = {k: np.array(v)[1:20] for k, v in lead["spectrum"].items()}
+            assert abs(np.log(power["forecast"] / power["truth"]).mean()) < 0.15
+    folder = MODALITY.bundle_folder() / "speedy"
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 15e6
 
 
 def test_task_pairs_the_right_states() -> None:
