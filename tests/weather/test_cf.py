@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cftime
@@ -17,12 +20,16 @@ from perrin.modalities.weather.files import write_fields
 
 def complaints(path: Path) -> list[str]:
     """What the IOOS compliance checker says of CF 1.11, one line each."""
-    runner = pytest.importorskip("compliance_checker.runner")
-    runner.CheckSuite.load_all_available_checkers()
+    if importlib.util.find_spec("compliance_checker") is None:
+        pytest.skip("needs compliance-checker")
     report = path.with_suffix(".json")
-    runner.ComplianceChecker.run_checker(
-        str(path), ["cf:1.11"], 0, "strict", output_filename=str(report), output_format="json"
+    # in a process of its own: its libraries and netCDF4's do not always end well together
+    code = (
+        "import sys; from compliance_checker.runner import CheckSuite, ComplianceChecker as C; "
+        "CheckSuite.load_all_available_checkers(); "
+        "C.run_checker(sys.argv[1], ['cf:1.11'], 0, 'strict', output_filename=sys.argv[2], output_format='json')"
     )
+    subprocess.run([sys.executable, "-c", code, str(path), str(report)], capture_output=True, check=False)
     found = json.loads(report.read_text())["cf:1.11"]
     # in an ensemble of forecasts a lead stands right of the reference time; CF recommends another order, and no more
     return [
