@@ -118,7 +118,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rollout(bundle: Path, tmp_path: Path) -> None:
     for members in (2, 3):
         out = str(tmp_path / f"{members}.zarr")
-        words = ["--members", str(members), "--days", "3", "-o", out, "--device", "cpu"]
+        words = ["--members", str(members), "--days", "3", "-o", out, "--workers", "1", "--device", "cpu"]
         assert main(["forecast", str(bundle), *words]) == 0
     few, many = (open_fields(tmp_path / f"{m}.zarr") for m in (2, 3))
     for part in ("z", "u", "v"):
