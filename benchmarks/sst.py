@@ -22,7 +22,7 @@ import xarray as xr
 from perrin.bundle import read_bundle
 from perrin.modalities import find_bundle
 from perrin.modalities.weather.fields import Fields, open_fields
-from perrin.modalities.weather.forecast import member_seed
+from perrin.modalities.weather.forecast import member_seeds
 from perrin.modalities.weather.lim import LinearInverseModel
 from perrin.modalities.weather.sources import Climatology
 from perrin.modalities.weather.sst import SeaSurface, read_sst
@@ -88,7 +88,7 @@ def bundle_forecasts(
     out = np.full((len(LEADS), members, len(starts), *sst.sea.shape), np.nan, dtype=np.float32)
     for i, start in enumerate(starts):
         for k in range(members):
-            (found,) = model.member(start, member_seed(0, start, k), max(LEADS))
+            (found,) = model.members(start, member_seeds(0, start, [k]), max(LEADS), [k])
             out[:, k, i] = found["sst"][[lead - 1 for lead in LEADS]]
     dims = ("realization", "forecast_reference_time", "forecast_period", "latitude", "longitude")
     sets = {}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,7 @@ import xarray as xr
 from perrin.bundle import write_bundle
 from perrin.cli import main
 from perrin.core import CounterNoise, Dense, sample_seeds
+from perrin.modalities.weather import MODALITY
 from perrin.modalities.weather.atmosphere import (
     FIELD,
     AtmosphereConfig,
@@ -112,7 +118,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rollout(bundle: Path, tmp_path: Path) -> None:
     for members in (2, 3):
         out = str(tmp_path / f"{members}.zarr")
-        words = ["--members", str(members), "--days", "3", "-o", out, "--device", "cpu"]
+        words = ["--members", str(members), "--days", "3", "-o", out, "--workers", "1", "--device", "cpu"]
         assert main(["forecast", str(bundle), *words]) == 0
     few, many = (open_fields(tmp_path / f"{m}.zarr") for m in (2, 3))
     for part in ("z", "u", "v"):
@@ -121,6 +127,43 @@ def test_rollout(bundle: Path, tmp_path: Path) -> None:
     u = many.read("u")
     step = (u[:, 0, 1:] - u[:, 0, :-1]) / (8 * 0.5)
     assert step.std() == pytest.approx(1, rel=0.3)  # four evaluations a step
+
+
+def test_killed_in_mid_rollout_and_started_again(bundle: Path, tmp_path: Path) -> None:
+    """kill −9 between two segments of a member: the same bytes as of a run in peace."""
+    words = [
+        str(bundle),
+        "--members",
+        "4",
+        "--days",
+        "150",
+        "--seed",
+        "3",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "-o",
+    ]
+    code = "import sys; from perrin.cli import main; sys.exit(main(sys.argv[1:]))"
+    out = tmp_path / "a.zarr"
+    process = subprocess.Popen([sys.executable, "-c", code, "forecast", *words, str(out)])
+    folder = tmp_path / "a.zarr.partial"
+    begun = folder / "data.zarr" / "z" / "c" / "1"  # member 1, of whose shards one is there
+    while process.poll() is None and not begun.exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = (folder / "done").read_text().splitlines()
+    assert "0 0" in done
+    assert "0 2" not in done
+    assert not out.exists()
+    assert main(["forecast", *words, str(out)]) == 0
+    assert main(["forecast", *words, str(tmp_path / "b.zarr")]) == 0
+    files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+    assert len(files) > 3 * 3 * 3  # members, shards, fields
+    for path in files:
+        assert (out / path).read_bytes() == (tmp_path / "b.zarr" / path).read_bytes()
 
 
 def test_files_on_other_grids(bundle: Path, tmp_path: Path) -> None:
@@ -157,6 +200,70 @@ def test_files_on_other_grids(bundle: Path, tmp_path: Path) -> None:
     assert main(["forecast", str(bundle), "--months", "2", "-o", str(tmp_path / "x.nc")]) == 2
 
 
+def test_members_start_from_their_own_analyses(bundle: Path, tmp_path: Path) -> None:
+    """A file of three analyses, 1000 m apart: member k starts from number k mod 3."""
+    times = xr.date_range("2001-03-01", periods=2, freq="D", use_cftime=True)
+    latitude = gauss_latitudes(8)[0].numpy()
+    heights = 5500 + 1000 * np.arange(3)[:, None, None, None] + np.zeros((3, 2, 8, 16))
+    dims = ("number", "time", "lat", "lon")
+    data = {"z": (dims, heights)} | dict.fromkeys("uv", (dims, 0 * heights))
+    xr.Dataset(
+        data, {"number": np.arange(3), "time": times, "lat": latitude, "lon": np.arange(16) * 22.5}
+    ).to_netcdf(tmp_path / "a.nc")
+    out = str(tmp_path / "f.zarr")
+    words = ["--file", str(tmp_path / "a.nc"), "--members", "5", "--days", "1", "--device", "cpu", "-o", out]
+    assert main(["forecast", str(bundle), *words]) == 0
+    found = open_fields(out).read("z")[:, 0, 0].mean((1, 2))
+    np.testing.assert_allclose(found, [5500, 6500, 7500, 5500, 6500], atol=150)
+
+
+def test_groups_of_members_are_those_of_any_number(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where members are made together: the first three of five are the three, and what is done is kept."""
+    monkeypatch.setattr(AtmosphereModel, "together", 2)
+    for members in (3, 5):
+        words = [
+            "--members",
+            str(members),
+            "--days",
+            "2",
+            "--device",
+            "cpu",
+            "-o",
+            str(tmp_path / f"{members}.zarr"),
+        ]
+        assert main(["forecast", str(bundle), *words]) == 0
+    few, many = (open_fields(tmp_path / f"{m}.zarr").read("u") for m in (3, 5))
+    assert np.isfinite(many).all()
+    np.testing.assert_array_equal(few, many[:3])
+    monkeypatch.setattr(AtmosphereModel, "together", 1)
+    words = ["--members", "3", "--days", "2", "--device", "cpu", "-o", str(tmp_path / "alone.zarr")]
+    assert main(["forecast", str(bundle), *words]) == 0
+    np.testing.assert_allclose(open_fields(tmp_path / "alone.zarr").read("u"), few, atol=1e-3)
+
+
+def test_the_bundle_that_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From its sample of a held-out date: far better than persistence on the first two days, with the truth's spectrum."""
+    out, truth = str(tmp_path / "e.zarr"), str(tmp_path / "t.nc")
+    words = ["--members", "3", "--days", "2", "--workers", "1", "--device", "cpu", "-o", out]
+    assert main(["forecast", "weather/speedy", *words]) == 0
+    assert main(["data", "weather/speedy", "--sample", "-o", truth]) == 0
+    report = tmp_path / "v.json"
+    assert main(["verify", out, truth, "--against", "persistence", "--json", str(report)]) == 0
+    assert "zg510 (m): 3 members, fair CRPS" in capsys.readouterr().out
+    found = json.loads(report.read_text())["variables"]
+    assert len(found) == 7
+    for name in ("zg510", "ta835", "ua835"):
+        for lead in found[name]["leads"]:
+            assert lead["references"]["persistence"]["skill"]["crps"]["value"] > 0.6
+            # of one truth: a degree's log power has a standard error near 0.2, the mean of 19 one near 0.05
+            power = {k: np.array(v)[1:20] for k, v in lead["spectrum"].items()}
+            assert abs(np.log(power["forecast"] / power["truth"]).mean()) < 0.15
+    folder = MODALITY.bundle_folder() / "speedy"
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 15e6
+
+
 def test_task_pairs_the_right_states() -> None:
     """The target is the change over a stride, and the condition holds the states before it."""
     states = torch.arange(20.0)[:, None, None, None].expand(20, 3, 8, 16).contiguous()
@@ -178,3 +285,24 @@ def test_task_pairs_the_right_states() -> None:
     torch.testing.assert_close(now - before, torch.full_like(now, 2.0))
     loss = task.loss(task.denoiser, 0, batch)["loss"]
     assert loss.isfinite()
+
+
+def test_task_of_several_runs_pairs_states_of_one() -> None:
+    """Two runs, ten states each: no pair reaches from one into the other, and every pair of each is drawn."""
+    states = (torch.arange(10.0) + torch.tensor([[0.0], [100.0]]))[..., None, None, None]
+    states = states.expand(2, 10, 3, 8, 16).contiguous()
+    task = AtmosphereTask(
+        build_denoiser(CONFIG),
+        CONFIG,
+        states,
+        states[..., 0, 0, 0],
+        2,
+        torch.zeros(2, 8, 16),
+        torch.ones(3),
+        batch=12,
+        seed=0,
+    )
+    _, batch = task.prepare(0, generator=torch.Generator().manual_seed(0), rank=0, world=1)
+    torch.testing.assert_close(batch["x_0"], torch.full_like(batch["x_0"], 2.0))
+    now = sorted(batch["condition"][:, 0, 0, 0].tolist())
+    assert now == [2, 3, 4, 5, 6, 7, 102, 103, 104, 105, 106, 107]

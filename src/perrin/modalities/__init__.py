@@ -121,7 +121,7 @@ class Modality(ABC):
         for page in (arguments.out if verb == "view" else None, getattr(arguments, "view", None)):
             if page and Path(page).suffix.lower() not in (".html", ".htm"):
                 raise PerrinError(f"expected a page's name that ends in .html, given {page}: change it")
-        given = (getattr(arguments, name, None) for name in ("out", "view", "json"))
+        given = (getattr(arguments, name, None) for name in ("out", "view", "html", "json"))
         return [Path(name) for name in given if name]
 
     def shards(self, verb: str, arguments: Namespace) -> ShardedJob | None:

@@ -3,7 +3,7 @@
 A file that is there is replaced by the command that made it, as its record `FILE.run.json` says, or with `--overwrite`.
 "The command that made it" has the same arguments, but for those that change speed alone or add a page. A file that is newer
 than its record has been changed since by somebody else. Unfinished work (`FILE.partial`) goes on: it has its own check. A
-page that `perrin view` made is only a look at something, and is replaced by another.
+page of plots that Perrin made is only a look at something, and is replaced by another.
 
 The folder of an output has to be there. What is itself a folder (a training run, a submitted one) is made with all above.
 """
@@ -21,10 +21,10 @@ from typing import Any
 
 from perrin.errors import PerrinError
 
-PAGE = b'<meta name="generator" content="perrin view">'
+PAGE = b'<meta name="generator" content="perrin '
 """What such a page has in its head."""
 
-INDIFFERENT = ("argv", "overwrite", "workers", "batch", "dry_run", "view", "evaluate", "json")
+INDIFFERENT = ("argv", "overwrite", "workers", "batch", "dry_run", "view", "html", "evaluate", "json")
 """Arguments that do not change what the main output holds."""
 
 
@@ -102,7 +102,7 @@ def check_free(
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page that `perrin view` made, by its head."""
+    """Whether a file is a page that `perrin view` or `perrin verify` made, by its head."""
     if path.suffix != ".html" or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -140,7 +140,7 @@ def _is_by(content: Mapping[str, Any], a: Namespace, *, exactly: bool = False) -
 
 def _inputs(a: Namespace) -> list[str]:
     """Arguments that are names of files, but for the outputs."""
-    given = (value for name, value in vars(a).items() if name not in ("out", "view", "json", "argv"))
+    given = (value for name, value in vars(a).items() if name not in ("out", "view", "html", "json", "argv"))
     words = (word for value in given for word in (value if isinstance(value, list) else [value]))
     return [word for word in words if isinstance(word, str) and os.path.exists(word)]
 

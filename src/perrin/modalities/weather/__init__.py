@@ -20,7 +20,7 @@ class WeatherModality(Modality):
 
     name = "weather"
     summary = "fields on latitude–longitude grids: forecasts, verification, data"
-    suffixes = (".nc", ".nc4", ".cdf", ".zarr")
+    suffixes = (".nc", ".nc4", ".cdf", ".zarr", ".grib", ".grib2", ".grb", ".grb2")
 
     def bundle_folder(self) -> Path:
         """The bundles in the package."""
@@ -45,6 +45,11 @@ class WeatherModality(Modality):
                 default="1950-1994",
                 metavar="YYYY-YYYY",
                 help="sst: of the climatology (1950-1994)",
+            )
+            group.add_argument(
+                "--sample",
+                action="store_true",
+                help="speedy: the truth of the sample that ships, simulate nothing",
             )
             group.add_argument("--days", type=int, default=3650, help="speedy: to write (default 3650)")
             group.add_argument(
@@ -129,6 +134,15 @@ class WeatherModality(Modality):
                 metavar="N",
                 help="consecutive initial times that are drawn together for standard errors "
                 "(default: the cube root of their number)",
+            )
+            group.add_argument("--html", metavar="FILE.html", help="also write a page with plots and maps")
+            group.add_argument(
+                "--place",
+                nargs=2,
+                type=float,
+                default=(52.0, 13.0),
+                metavar=("LAT", "LON"),
+                help="of the page's plumes (default 52 13)",
             )
             group.add_argument("--seed", type=int, default=0, help="of ties and the bootstrap (default 0)")
 

@@ -190,8 +190,8 @@ class AtmosphereTask:
     Arguments:
         denoiser: made by `build_denoiser`.
         config: its sizes.
-        states: normalised, `[T, C, rows, columns]`, evenly spaced; may be float16.
-        days: of the year, `[T]`.
+        states: normalised, `[T, C, rows, columns]`, evenly spaced; may be float16. Or several runs, `[R, T, …]`.
+        days: of the year, `[T]` or `[R, T]`.
         stride: how many of them make a step.
         constants: `[2, rows, columns]`.
         change: the changes' standard deviations, `[C]`.
@@ -213,11 +213,13 @@ class AtmosphereTask:
         seed: int,
         jitter: float = 0.0,
     ) -> None:
-        self.denoiser, self.states, self.days = denoiser, states, days
-        self.constants, self.change, self.stride, self.jitter = constants, change, stride, jitter
+        runs, length = (1, len(states)) if states.ndim == 4 else states.shape[:2]
+        self.denoiser, self.states, self.days = denoiser, states.flatten(0, -4), days.flatten()
+        self.length, self.constants, self.change = length, constants, change
+        self.stride, self.jitter = stride, jitter
         self.latitude = gauss_latitudes(config.rows)[0]
-        self.config = {"model": config.to_json(), "states": len(states), "jitter": jitter}
-        self.plan = BatchPlan([len(states) - 2 * stride], batch, seed)
+        self.config = {"model": config.to_json(), "states": runs * length, "jitter": jitter}
+        self.plan = BatchPlan([runs * (length - 2 * stride)], batch, seed)
         self.criterion = DenoisingLoss()
 
     def to(self, device: torch.device) -> None:
@@ -239,7 +241,8 @@ class AtmosphereTask:
     ) -> tuple[Hashable, dict[str, Tensor]]:
         """See `perrin.train.Task`."""
         _, index = self.plan(step)
-        index = index.to(self.states.device) + 2 * self.stride
+        each = self.length - 2 * self.stride
+        index = (index // each * self.length + index % each).to(self.states.device) + 2 * self.stride
         before, now, after = (self.states[index - k * self.stride].float() for k in (2, 1, 0))
         x_0 = (after - now) / self.change[:, None, None]
         noise = GeneratorNoise(generator)

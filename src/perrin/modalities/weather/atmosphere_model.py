@@ -2,6 +2,9 @@
 
 A step's result is rounded to float32 in the file's units, and the next step starts from that: what is on disk is the
 trajectory.
+
+A start is one analysis or an ensemble of them; with K analyses, member k starts from number k mod K. The model was trained
+on exact states, so that the error of the analysis is in a forecast's spread only if the analyses have it in theirs.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ _SEGMENT = 64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AtmosphereStart:
-    """The time of the state, and it and the one before, in the file's units, `[2, C, rows, columns]`, the later first."""
+    """The time of the state, and it and the one before, in the file's units, `[K, 2, C, rows, columns]`, the later first."""
 
     time: Any
     states: NDArray[np.float32]
@@ -53,8 +56,9 @@ class AtmosphereModel:
         norm: of states and changes.
         constants: `[2, rows, columns]`.
         attributes: of each field.
-        sample_states: of a simulated start, `[2, C, rows, columns]`, and `sample_day` of the year.
-        sample_day: see there.
+        sample_states: of a simulated start, `[K, 2, C, rows, columns]`, or `[2, …]` for one analysis.
+        sample_day: of the year.
+        sample_truth: the states that the simulation went through, from the one before the start on, `[T, C, …]`, or none.
         steps: network evaluations for a step.
     """
 
@@ -73,11 +77,13 @@ class AtmosphereModel:
         sample_day: float,
         *,
         steps: int = 16,
+        sample_truth: Tensor | None = None,
         name: str = "",
         sha256: str = "",
     ) -> None:
         self.denoiser, self.config, self.norm, self.constants = denoiser, config, norm, constants
-        self.attributes, self.sample_states, self.sample_day = attributes, sample_states, sample_day
+        self.attributes, self.sample_day, self.sample_truth = attributes, sample_day, sample_truth
+        self.sample_states = sample_states if sample_states.ndim == 5 else sample_states[None]
         self.steps, self.name, self.sha256 = steps, name, sha256
         self.latitude = gauss_latitudes(config.rows)[0].numpy()
         self.longitude = np.arange(config.columns) * 360 / config.columns
@@ -93,6 +99,11 @@ class AtmosphereModel:
         """Where the weights are."""
         return self.norm.mean.device
 
+    @property
+    def together(self) -> int:
+        """Members made at once: one on a CPU, where a member's bits are then its own; as many as make a GPU busy."""
+        return 1 if self.device.type == "cpu" else 25
+
     def fields(self, start: AtmosphereStart) -> dict[str, dict[str, str]]:
         """The variables of a forecast and their attributes."""
         return self.attributes
@@ -107,6 +118,8 @@ class AtmosphereModel:
             "constants": self.constants,
             "sample_states": n.normalise(self.sample_states),
         }
+        if self.sample_truth is not None:
+            out["sample_truth"] = n.normalise(self.sample_truth)
         return out | {f"network.{k}": v for k, v in self.denoiser.named_parameters()}
 
     def to_json(self) -> dict[str, Any]:
@@ -149,6 +162,7 @@ class AtmosphereModel:
                 norm.restore(w["sample_states"].to(device)),
                 float(model["sample_day"]),
                 steps=int(model["steps"]),
+                sample_truth=norm.restore(w["sample_truth"].to(device)) if "sample_truth" in w else None,
                 name=bundle.path.name,
                 sha256=bundle.sha256,
             )
@@ -159,16 +173,40 @@ class AtmosphereModel:
 
     def sample_starts(self) -> list[AtmosphereStart]:
         """The simulated state that comes with the model; its year is made up."""
+        states = (
+            self.sample_states.cpu().numpy().copy()
+        )  # a view would dangle when the model is sent to a worker
+        return [AtmosphereStart(time=self._sample_time(), states=states)]
+
+    def _sample_time(self) -> Any:
         import cftime
 
-        time = cftime.datetime(2001, 1, 1) + datetime.timedelta(days=self.sample_day)
-        return [AtmosphereStart(time=time, states=self.sample_states.cpu().numpy())]
+        return cftime.datetime(2001, 1, 1) + datetime.timedelta(days=self.sample_day)
+
+    def sample_run(self) -> Any:
+        """What the simulation went through, an xarray dataset over `time`: the truth of forecasts from the sample.
+
+        Raises:
+            PerrinError: the bundle has none.
+        """
+        import xarray as xr
+
+        if self.sample_truth is None:
+            raise PerrinError(
+                f"expected a bundle with a sample and its truth, given {self.name} without: use --file"
+            )
+        step = datetime.timedelta(hours=self.config.hours)
+        times = [self._sample_time() + k * step for k in range(-1, len(self.sample_truth) - 1)]
+        x = self.sample_truth.cpu().numpy()
+        dims = ("time", "latitude", "longitude")
+        fields = {n: (dims, x[:, i], self.attributes[n]) for i, n in enumerate(self.config.fields)}
+        return xr.Dataset(fields, {"time": times, "latitude": self.latitude, "longitude": self.longitude})
 
     def starts(self, fields: Fields, times: Sequence[Any] | None = None) -> list[AtmosphereStart]:
         """The starts of a file.
 
         Arguments:
-            fields: with all the model's fields on a grid of the whole sphere, by time.
+            fields: with all the model's fields on a grid of the whole sphere, by time and perhaps by realization.
             times: of the starts; the last by default.
 
         Raises:
@@ -192,12 +230,13 @@ class AtmosphereModel:
                         f"expected states at {time} and {self.config.hours} hours before, given none at {at} in "
                         f"{fields.label}"
                     )
-                pair.append(np.stack([self._regrid(fields, name, i) for name in self.config.fields]))
-            out.append(AtmosphereStart(time=time, states=np.stack(pair)))
+                each = [self._regrid(fields, name, i) for name in self.config.fields]
+                pair.append(np.stack([x if x.ndim == 3 else x[None] for x in each], 1))
+            out.append(AtmosphereStart(time=time, states=np.stack(pair, 1)))
         return out
 
     def _regrid(self, fields: Fields, name: str, i: int) -> NDArray[np.float32]:
-        """A field on the model's grid, by its spherical harmonics."""
+        """A field on the model's grid, by its spherical harmonics, `[rows, columns]` or one for each realization."""
         x = fields.read(name, time=i)
         if not np.isfinite(x).all():
             raise PerrinError(
@@ -232,31 +271,33 @@ class AtmosphereModel:
         )
         return now + self.norm.change[:, None, None] * state[FIELD]
 
-    def member(
-        self, start: AtmosphereStart, seed: Tensor, leads: int
+    def members(
+        self, start: AtmosphereStart, seeds: Tensor, leads: int, numbers: Sequence[int]
     ) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """One member, in segments of steps.
+        """Members, in segments of steps.
 
         Arguments:
             start: see `starts`.
-            seed: of the member, `[1]`, int64.
+            seeds: of the members, `[B]`, int64.
             leads: steps.
+            numbers: of the members, `[B]`: which analysis each starts from.
         """
-        now, before = (torch.from_numpy(s).to(self.device) for s in start.states)
+        which = np.asarray(numbers) % len(start.states)
+        now, before = (torch.from_numpy(start.states[which, k]).to(self.device) for k in (0, 1))
         part: list[NDArray[np.float32]] = []
         for at in range(leads):
             time = start.time + datetime.timedelta(hours=self.config.hours * at)
             day = (time - type(time)(time.year, 1, 1, calendar=time.calendar)).total_seconds() / 86400
-            step_seed = seed * 1_000_003 + at + 1  # of this step: noise has no step's number of its own
+            step_seeds = seeds * 1_000_003 + at + 1  # of this step: noise has no step's number of its own
             found = self.step(
-                self.norm.normalise(now)[None],
-                self.norm.normalise(before)[None],
+                self.norm.normalise(now),
+                self.norm.normalise(before),
                 day,
-                CounterNoise(step_seed.to(self.device)),
+                CounterNoise(step_seeds.to(self.device)),
             )
-            before, now = now, self.norm.restore(found[0]).float()
+            before, now = now, self.norm.restore(found).float()
             part.append(now.cpu().numpy())
             if (at + 1) % _SEGMENT == 0 or at + 1 == leads:
-                whole = np.stack(part, 1)
-                yield dict(zip(self.config.fields, whole))
+                whole = np.stack(part, 2)  # [B, C, n, rows, columns]
+                yield {name: whole[:, i] for i, name in enumerate(self.config.fields)}
                 part = []

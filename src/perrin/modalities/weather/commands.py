@@ -18,6 +18,8 @@ def verify(a: Namespace) -> None:
     from perrin.modalities.weather.verify import verify as compute
     from perrin.run.atomic import write_json
 
+    if abs(a.place[0]) > 90:
+        raise PerrinError(f"expected --place with a latitude from -90 to 90, given {a.place[0]:g}")
     options = VerifyOptions(
         against=tuple(a.against or ()),
         thresholds=tuple(a.threshold or ()),
@@ -36,6 +38,11 @@ def verify(a: Namespace) -> None:
     print_report(result)
     if a.json:
         write_json(a.json, result)
+    if a.html:
+        from perrin.modalities.weather.page import write_page
+
+        write_page(a.html, result, forecast, truth, (a.place[0], a.place[1]))
+        print(f"page in {a.html}")
 
 
 def data(a: Namespace) -> None:
@@ -45,7 +52,7 @@ def data(a: Namespace) -> None:
     from perrin.modalities.weather.sst import read_sst
 
     if a.target == "weather/speedy":
-        speedy(a)
+        sample(a) if a.sample else speedy(a)
         return
     if a.target != "weather/sst":
         raise PerrinError(f"expected weather/sst or weather/speedy, given {a.target!r}: choose one of them")
@@ -59,6 +66,24 @@ def data(a: Namespace) -> None:
     }
     write_fields(a.out, sst.dataset(), words)
     print(f"{counted(len(sst.times), 'months')}, {counted(int(sst.sea.sum()), 'cells')} of sea in {a.out}")
+
+
+def sample(a: Namespace) -> None:
+    """`perrin data weather/speedy --sample -o OUT.nc`: the truth of a forecast from the sample that ships."""
+    from perrin import load
+    from perrin.modalities import find_bundle
+    from perrin.modalities.weather.atmosphere_model import AtmosphereModel
+    from perrin.modalities.weather.files import write_fields
+
+    model = load(find_bundle(a.target))
+    assert isinstance(model, AtmosphereModel)
+    found = model.sample_run()
+    words = {
+        "title": f"what the simulation went through that {a.target} starts from",
+        "source": "jcm (SPEEDY in JAX), climatological forcing, analytic ozone",
+    }
+    write_fields(a.out, found, words)
+    print(f"{found.sizes['time']} states in {a.out}")
 
 
 def speedy(a: Namespace) -> None:

@@ -61,6 +61,9 @@ _FALLBACKS = {
 _SECONDS = {"second": 1, "s": 1, "minute": 60, "min": 60, "hour": 3600, "h": 3600, "day": 86400, "d": 86400}
 
 
+GRIB = (".grib", ".grib1", ".grib2", ".grb", ".grb1", ".grb2")
+
+
 @dataclass(frozen=True, order=True)
 class Lead:
     """A forecast period: seconds, or whole calendar months."""
@@ -201,7 +204,7 @@ class Fields:
 
 
 def open_fields(path: str | Path) -> Fields:
-    """Open a NetCDF file or a Zarr store; nothing but coordinates is read.
+    """Open a NetCDF or GRIB file or a Zarr store; nothing but coordinates is read.
 
     Raises:
         PerrinError: there is no such file, or it cannot be read.
@@ -222,8 +225,14 @@ def open_fields(path: str | Path) -> Fields:
                     "ignore", RuntimeWarning
                 )  # slow without consolidated metadata: it is one file
                 dataset = xr.open_dataset(path, engine="zarr", cache=False, **options)
+        elif path.suffix.lower() in GRIB:
+            from perrin.modalities.weather.grib import open_grib
+
+            dataset = open_grib(path, **options)
         else:
             dataset = xr.open_dataset(path, engine="netcdf4", cache=False, **options)
+    except PerrinError:
+        raise
     except Exception as error:  # each engine has its own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, OSError) and (error.errno or 0) > 0:

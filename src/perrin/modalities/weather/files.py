@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from perrin import __version__
 from perrin.errors import PerrinError
 from perrin.modalities.weather.fields import DIMENSIONS
 from perrin.modalities.weather.grid import latitude_edges, longitude_edges
@@ -22,7 +23,7 @@ from perrin.modalities.weather.outputs import check_path
 from perrin.run.atomic import atomic_path
 
 _ATTRIBUTES: dict[str, dict[str, Any]] = {
-    "realization": {"standard_name": "realization", "units": "1", "axis": "E"},
+    "realization": {"standard_name": "realization", "units": "1"},
     "forecast_reference_time": {"standard_name": "forecast_reference_time"},
     "forecast_period": {"standard_name": "forecast_period"},
     "time": {"standard_name": "time"},
@@ -71,6 +72,10 @@ def prepare(
         out = out.assign_coords(realization=np.arange(out.sizes["realization"], dtype=np.int32))
     for name in set(out.coords) & set(_ATTRIBUTES):
         out[name] = out[name].assign_attrs(_ATTRIBUTES[str(name)])
+    for name in {"time", "forecast_reference_time"} & set(out.coords):
+        out[name] = out[name].assign_attrs(_leap_seconds(out[name]))
+    for name in out.data_vars:
+        out[name] = out[name].assign_attrs(temperature(out[name].attrs))
     for name, build in (("latitude", latitude_edges), ("longitude", longitude_edges)):
         if name in out.dims and out.sizes[name] > 1:
             edges = build(out[name].values)
@@ -83,7 +88,23 @@ def prepare(
         encoding[name] = {"dtype": "float32", "_FillValue": np.float32(np.nan)} | (
             {"chunks": chunks} if chunks else {}
         )
-    return out.assign_attrs({"Conventions": "CF-1.11"} | dict(attributes)), encoding
+    words = {
+        "Conventions": "CF-1.11",
+        "history": f"written by perrin {__version__}",
+    }  # no date: same run, same bytes
+    return out.assign_attrs(words | dict(attributes)), encoding
+
+
+def temperature(words: Mapping[str, Any]) -> dict[str, Any]:
+    """A field's attributes, with CF's `units_metadata` for temperatures (1.11, 3.1.2)."""
+    on_scale = "temperature" in words.get("standard_name", "")
+    return ({"units_metadata": "temperature: on_scale"} if on_scale else {}) | dict(words)
+
+
+def _leap_seconds(times: xr.DataArray) -> dict[str, str]:
+    """CF's `units_metadata` for times (1.11, 4.4.1)."""
+    calendar = getattr(times.values.flat[0], "calendar", "standard") if times.size else ""
+    return {"units_metadata": "leap_seconds: none"} if calendar in ("standard", "gregorian") else {}
 
 
 def _write_zarr(path: Path, dataset: xr.Dataset, encoding: dict[Any, dict[str, Any]]) -> None:

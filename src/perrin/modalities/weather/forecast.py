@@ -47,8 +47,12 @@ class ForecastModel(Protocol):
     def fields(self, start: Any) -> dict[str, dict[str, str]]:
         """Names and attributes of the variables."""
 
-    def member(self, start: Any, seed: Tensor, leads: int) -> Iterator[Fields32]:
-        """Fields of consecutive leads, `[n, rows, columns]` each, in segments that add up to `leads`."""
+    @property
+    def together(self) -> int:
+        """How many members are made at once: 1 where bits are to be those of each alone, more to fill a GPU."""
+
+    def members(self, start: Any, seeds: Tensor, leads: int, numbers: Sequence[int]) -> Iterator[Fields32]:
+        """Fields of consecutive leads, `[members, n, rows, columns]` each, in segments that add up to `leads`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +74,10 @@ class Rollout:
     workers: int = 1
 
 
-def member_seed(seed: int, start: Any, member: int) -> Tensor:
-    """The seed of one member of one start, `[1]`: of the start's date, so that it does not depend on the other starts."""
+def member_seeds(seed: int, start: Any, members: Sequence[int]) -> Tensor:
+    """The seeds of members of one start: of its date, so that they do not depend on the other starts."""
     date = zlib.crc32(start.time.strftime("%Y-%m-%d %H").encode())
-    return sample_seeds((seed << 32 ^ date) % 2**63, torch.tensor([member]))
+    return sample_seeds((seed << 32 ^ date) % 2**63, torch.tensor(members))
 
 
 def rollout(
@@ -111,18 +115,24 @@ def rollout(
         log.unlink(missing_ok=True)
         _create(store, model, starts, options, words)
     done = _done(log)
-    units = [(i, k) for i in range(len(starts)) for k in range(options.members) if (i, k) not in done]
+    each = model.together
+    units = [
+        (i, k)
+        for i in range(len(starts))
+        for k in range(0, options.members, each)
+        if any((i, j) not in done for j in range(k, min(k + each, options.members)))
+    ]
     settings = (model, list(starts), options, str(store))
     results = map_unordered(
         _run, units, workers=min(options.workers, len(units) or 1), setup=_setup, arguments=settings
     )
     with progress("forecast", len(starts) * options.members) as advance, log.open("a") as file:
         advance(len(done))
-        for i, k in (result for _, result in results):
-            file.write(f"{i} {k}\n")
+        for i, numbers in (result for _, result in results):
+            file.write("".join(f"{i} {k}\n" for k in numbers))
             file.flush()
             os.fsync(file.fileno())
-            advance(1)
+            advance(sum((i, k) not in done for k in numbers))
     finish(store, out)
     shutil.rmtree(folder, ignore_errors=True)
     return len(done)
@@ -136,19 +146,23 @@ def _setup(model: ForecastModel, starts: list[Any], options: Rollout, store: str
     torch.set_num_threads(1)
 
 
-def _run(unit: tuple[int, int]) -> tuple[int, int]:
-    """One member of one start, written segment by segment."""
+def _run(unit: tuple[int, int]) -> tuple[int, range]:
+    """The members of one start from one number on, written segment by segment."""
     model, options, store = _STATE["model"], _STATE["options"], _STATE["store"]
-    i, k = unit
+    i, first = unit
     start = _STATE["starts"][i]
-    seed = member_seed(options.seed, start, k)
+    made = range(
+        first, first + model.together
+    )  # always as many, so that a member does not depend on how many are asked for
+    numbers = range(first, min(first + model.together, options.members))
     at = 0
-    for part in model.member(start, seed, options.leads):
-        length = len(next(iter(part.values())))
+    for part in model.members(start, member_seeds(options.seed, start, made), options.leads, made):
+        length = next(iter(part.values())).shape[1]
         for name, values in part.items():
-            write_region(store, name, (k, i, slice(at, at + length)), values)
+            for k, x in zip(numbers, values):
+                write_region(store, name, (k, i, slice(at, at + length)), x)
         at += length
-    return unit
+    return i, numbers
 
 
 def _done(log: Path) -> set[tuple[int, int]]:

@@ -68,7 +68,10 @@ def forecast(a: Namespace) -> None:
         starts = model.starts(fields, months, unlike=a.unlike_climatology)
     else:
         starts = model.starts(fields, parse_days(a.start, fields) if a.start else None)
-    workers = cpu_count() if a.members * len(starts) > 2000 else 1  # starting a process costs more
+    many = a.members * len(starts) > 2000 or (isinstance(model, AtmosphereModel) and leads > 2)
+    workers = (
+        cpu_count() if many and model.together == 1 else 1
+    )  # where starting a process costs more, or on a GPU
     options = Rollout(members=a.members, leads=leads, step=step, seed=a.seed, workers=a.workers or workers)
     begin = time.perf_counter()
     words = {

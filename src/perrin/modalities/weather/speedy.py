@@ -50,12 +50,13 @@ class Speedy:
 
     Arguments:
         interval: hours between the states that `run` returns; a divisor of 24.
+        step: of the model, minutes.
 
     Raises:
         PerrinError: the package is not there.
     """
 
-    def __init__(self, interval: int = 12) -> None:
+    def __init__(self, interval: int = 12, step: int = 15) -> None:
         if importlib.util.find_spec("jcm") is None:
             raise PerrinError(
                 "expected the package jcm for SPEEDY, which is not installed: pip install 'perrin[speedy]'"
@@ -76,6 +77,7 @@ class Speedy:
                     "forcing.file": str(folder / "forcing.nc"),
                     "forcing.align": "wrap_year",
                     "forcing.ozone_file": "analytic",
+                    "run.time_step": step,
                 },
             )
         self.interval, self.model, self.forcing = interval, found.model, found.forcing

@@ -79,7 +79,11 @@ class SeaSurface:
         """The temperature and its anomaly, for `write_fields` and `Fields`."""
         dims = ("time", "latitude", "longitude")
         sst = {"standard_name": "sea_surface_temperature", "units": self.units}
-        anomaly = {"long_name": "departure from the monthly climatology of the training years", "units": "K"}
+        anomaly = {
+            "long_name": "departure from the monthly climatology of the training years",
+            "units": "K",
+            "units_metadata": "temperature: difference",
+        }
         return xr.Dataset(
             {"sst": (dims, self.temperature, sst), "sst_anomaly": (dims, self.anomaly, anomaly)},
             {"time": self.times, "latitude": self.latitude, "longitude": self.longitude},

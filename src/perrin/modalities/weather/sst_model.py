@@ -72,6 +72,7 @@ class SSTModel:
 
     kind = "sst"
     unit = "months"
+    together = 1
 
     def __init__(
         self,
@@ -324,19 +325,22 @@ class SSTModel:
         r = self.residuals.residual(a, n, month)
         return self.regression.mean(start.past, month) + self.inflation[:, None] * r
 
-    def member(self, start: SSTStart, seed: Tensor, leads: int) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """One member's fields, `[leads, rows, columns]` each, all leads at once.
+    def members(
+        self, start: SSTStart, seeds: Tensor, leads: int, numbers: Sequence[int]
+    ) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """One member's fields, `[1, leads, rows, columns]` each, all leads at once.
 
         Arguments:
             start: see `starts`.
-            seed: of the member, `[1]`, int64.
+            seeds: of the member, `[1]`, int64.
             leads: months, at most `longest`.
+            numbers: of the member.
         """
-        x = self.anomalies(start, seed)[:leads]
+        x = self.anomalies(start, seeds)[:leads]
         months = (start.time.month + np.arange(leads)) % 12
         out = np.full((leads, *self.sea.shape), np.nan, dtype=np.float32)
         out[:, self.sea] = np.maximum(x + self.climatology[months], _FREEZING) + start.offset
-        yield {"sst": out}
+        yield {"sst": out[None]}
 
     def with_inflation(self, inflation: Array) -> SSTModel:
         """The same model with another γ."""
@@ -375,6 +379,7 @@ class SSTInfill:
     """
 
     unit = "months"
+    together = 1
 
     def __init__(self, model: SSTModel) -> None:
         self.model, self.name, self.sha256 = model, model.name, model.sha256
@@ -407,16 +412,16 @@ class SSTInfill:
             scale=m.field_scale,
         )
 
-    def member(
-        self, start: ObservedMonth, seed: Tensor, leads: int
+    def members(
+        self, start: ObservedMonth, seeds: Tensor, leads: int, numbers: Sequence[int]
     ) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """One field from the posterior, `[1, rows, columns]`."""
+        """One field from the posterior, `[1, 1, rows, columns]`."""
         if self._kept is None or self._kept[0] is not start:
             self._kept = (start, self.infill(start))
-        x = self._kept[1].members(seed)[0]
+        x = self._kept[1].members(seeds)[0]
         out = np.full((1, *self.model.sea.shape), np.nan, dtype=np.float32)
         out[0, self.model.sea] = np.maximum(x + self.model.climatology[start.time.month - 1], _FREEZING)
-        yield {"sst": out}
+        yield {"sst": out[None]}
 
 
 def config_of(denoiser: NetworkDenoiser) -> dict[str, Any]:

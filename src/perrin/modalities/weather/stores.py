@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from perrin.modalities.weather.files import prepare
+from perrin.modalities.weather.files import prepare, temperature
 from perrin.modalities.weather.outputs import check_path
 
 _ONE = ("realization", "forecast_reference_time", "forecast_period")
@@ -70,7 +70,7 @@ def create_store(
             shards=shard,
             fill_value=float("nan"),
             dimension_names=dims,
-            attributes=dict(words),
+            attributes=temperature(words),
         )
     os.replace(temporary, path)
 

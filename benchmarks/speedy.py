@@ -1,0 +1,330 @@
+"""Day-by-day forecasts of SPEEDY: a model, its deterministic twin, SPEEDY's own ensemble, persistence and climatology.
+
+    python benchmarks/speedy_truth.py truth/ --states states/      # first
+    python benchmarks/speedy.py truth/ [--bundle weather/speedy] [--twin FILE] [--out DIR] [--json FILE]
+
+Without `--bundle` a model is trained, without `--twin` a twin. All start from the same analyses (see `speedy_truth.py`):
+member k of the model from the two states, a day apart, of member k of the truth ensemble; the twin, the same network trained
+as a regression in mean absolute error, and persistence from the centre. Climatology is an ensemble of training states within
+20 days of the season. Fair CRPS, SSR with √((M + 1)/M), spectra are means over members; ± is a jackknife over dates. The
+published rows are of ERA5 at 5.6°, z500, biased CRPS of 10 members: another atmosphere, to compare ratios with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from perrin import load
+from perrin.bundle import write_bundle
+from perrin.core import CounterNoise, Dense, sample_seeds
+from perrin.modalities import find_bundle
+from perrin.modalities.weather.atmosphere import (
+    FIELD,
+    AtmosphereConfig,
+    AtmosphereTask,
+    Normalisation,
+    build_denoiser,
+    extra_channels,
+)
+from perrin.modalities.weather.atmosphere_model import AtmosphereModel
+from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes, power
+from perrin.run.atomic import write_json
+from perrin.train import Trainer, TrainOptions
+
+NAMES = ("zg510", "ta835", "hus835", "ua835", "va835", "ua340", "ps")
+WORDS = {
+    "zg": ("geopotential_height", "m"),
+    "ta": ("air_temperature", "K"),
+    "hu": ("specific_humidity", "1"),
+    "ua": ("eastward_wind", "m s-1"),
+    "va": ("northward_wind", "m s-1"),
+    "ps": ("surface_air_pressure", "Pa"),
+}
+PUBLISHED = {"ERA5, EDM at 24 h": (65, 163, 243, 335), "ERA5, DYffusion": (97, 215, 304, 394)}
+
+
+class Twin(AtmosphereTask):
+    """The same network as a regression of the change, in mean absolute error."""
+
+    def to(self, device: torch.device) -> None:
+        """Move the data."""
+        super().to(device)
+        weight = gauss_latitudes(self.constants.shape[-2])[1]
+        self.relative = (weight / weight.mean()).float().to(device)[:, None]
+
+    def prepare(self, *a: Any, **k: Any) -> Any:
+        """See `perrin.train.Task`."""
+        key, b = super().prepare(*a, **k)
+        return key, b | {"t": torch.full_like(b["t"], 0.999), "x_t": torch.zeros_like(b["x_t"])}
+
+    def loss(self, model: Any, key: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `perrin.train.Task`."""
+        layouts = {FIELD: Dense(len(batch["t"]), batch["t"].device)}
+        e = model({FIELD: batch["x_t"]}, batch["t"], condition=batch["condition"], layouts=layouts)[FIELD]
+        return {"loss": ((e.float() - batch["x_0"]).abs() * self.relative).mean()}
+
+
+def options(minutes: float, cuda: bool) -> TrainOptions:
+    """How both are trained."""
+    return TrainOptions(
+        steps=10**9,
+        minutes=minutes,
+        batch=96 if cuda else 8,
+        lr=1.2e-3,
+        warmup=500 if cuda else 2,
+        cooldown=0.5,
+        ema=0.9995 if cuda else 0.5,
+        weight_decay=0.02,
+        precision="bf16-mixed" if cuda else "32-true",
+        cuda_graphs=cuda,
+        log_every=250 if cuda else 10,
+        save_every=10**9,
+    )
+
+
+def crps(x: Tensor, y: Tensor) -> Tensor:
+    """Fair, of members `[M, …]`."""
+    e, m = x - y, len(x)
+    r = (2 * torch.arange(1, m + 1, device=x.device) - m - 1).to(x)
+    return e.abs().mean(0) - torch.einsum("m,m...->...", r, e.sort(0).values) / (m * (m - 1))
+
+
+def jackknife(f: Any, *a: np.ndarray) -> tuple[float, float]:
+    """A function of means over dates, and its standard error."""
+    n = len(a[0])
+    every = np.array([f(*[np.delete(x, i, 0).mean(0) for x in a]) for i in range(n)])
+    return float(f(*[x.mean(0) for x in a])), float(
+        np.sqrt((n - 1) / n * ((every - every.mean()) ** 2).sum())
+    )
+
+
+class Benchmark:
+    """The truth, normalised, and who forecasts it."""
+
+    def __init__(self, a: argparse.Namespace) -> None:
+        self.a = a
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        x = torch.from_numpy(np.load(a.truth / "train_states.npy"))
+        self.days = torch.from_numpy(np.load(a.truth / "train_days.npy"))
+        self.constants = torch.from_numpy(np.load(a.truth / "constants.npy"))
+        files = sorted(a.truth.glob("truth*_states.npy"))
+        self.tests = np.concatenate([np.load(f, mmap_mode="r") for f in files])  # [dates, 2 + M, days, C, …]
+        self.test_days = np.concatenate([np.load(str(f).replace("_states", "_days")) for f in files])
+        weight = gauss_latitudes(32)[1]
+        self.weight = (weight / weight.sum()).float()[:, None].to(self.device) / 64
+        if a.bundle:
+            self.model: AtmosphereModel = load(find_bundle(a.bundle), device=str(self.device))
+            self.config, self.norm = self.model.config, self.model.norm
+        else:
+            self.norm = fit(x, weight).to(self.device)
+            vectors = ("ua835", "va835", "ua340")
+            sizes = {} if self.device.type == "cuda" else {"width": 16, "levels": 2, "blocks": 1}
+            self.config = AtmosphereConfig(fields=NAMES, vectors=vectors, **({"width": 48} | sizes))
+        self.states = self.norm.to(torch.device("cpu")).normalise(x).to(self.device)
+        self.constants = self.constants.to(self.device)
+        if not a.bundle:
+            self.model = self.train_model()
+        self.twin = self.train(Twin, a.twin_minutes, "twin", a.twin)
+        self.harmonics = SphericalHarmonics(gauss_latitudes(32)[0], 64, degree=32).to(self.device)
+
+    def train(
+        self, kind: type[AtmosphereTask], minutes: float, name: str, weights: Path | None = None
+    ) -> Any:
+        """A network, trained or read."""
+        torch.manual_seed(0)
+        denoiser = build_denoiser(self.config)
+        if weights:
+            found = load_file(weights)
+            with torch.no_grad():
+                for k, p in denoiser.named_parameters():
+                    p.copy_(found[k].float())
+        else:
+            cuda = self.device.type == "cuda"
+            change = self.norm.change.cpu()
+            how = options(minutes, cuda)
+            task = kind(
+                denoiser,
+                self.config,
+                self.states,
+                self.days,
+                2,
+                self.constants.cpu(),
+                change,
+                batch=how.batch,
+                seed=0,
+            )
+            log = Trainer(task, how, self.a.out / f"{name}-run", devices=1).run()
+            print(
+                f"{name}: {sum(p.numel() for p in denoiser.parameters()) / 1e6:.1f} M weights",
+                log,
+                flush=True,
+            )
+            save_file(
+                {k: p.detach().half().cpu() for k, p in denoiser.named_parameters()},
+                self.a.out / f"{name}.safetensors",
+            )
+        return denoiser.eval().requires_grad_(False).to(self.device)
+
+    def train_model(self) -> AtmosphereModel:
+        """A new model, and its bundle."""
+        denoiser = self.train(AtmosphereTask, self.a.minutes, "model")
+        words = {n: dict(zip(("standard_name", "units"), WORDS[n[:2]])) for n in NAMES}
+        start = torch.from_numpy(np.ascontiguousarray(self.tests[0, 1, [1, 0]])).to(self.device)
+        model = AtmosphereModel(
+            denoiser, self.config, self.norm, self.constants, words, start, float(self.test_days[0, 1])
+        )
+        write_bundle(
+            self.a.out / "bundle",
+            modality="weather",
+            model=model.to_json(),
+            weights=model.weights(),
+            card="measured below\n",
+        )
+        return model
+
+    @torch.no_grad()
+    def regress(self, now: Tensor, before: Tensor, day: float) -> Tensor:
+        """A day of the twin."""
+        days = torch.full((len(now),), day, device=self.device)
+        more = extra_channels(self.constants, gauss_latitudes(32)[0].to(self.device), days)
+        change = self.twin(
+            {FIELD: torch.zeros_like(now)},
+            torch.full((len(now),), 0.999, device=self.device),
+            condition=torch.cat([now, before, more], 1),
+            layouts={FIELD: Dense(len(now), self.device)},
+        )[FIELD]
+        return now + self.norm.change[:, None, None] * change
+
+    def area(self, x: Tensor) -> Tensor:
+        """The mean over the sphere, `[…, C]`."""
+        return (x * self.weight).sum((-2, -1))
+
+    @torch.no_grad()
+    def score(self, i: int) -> dict[str, Tensor]:
+        """Of one date, `[leads, C]` each, normalised; spectra `[leads, C, degrees]`."""
+        D = self.norm.normalise(torch.from_numpy(np.ascontiguousarray(self.tests[i])).to(self.device))
+        day, y = float(self.test_days[i, 1]), D[0, 2:]
+        members = min(self.a.members, len(D) - 2)
+        x, before = D[2 : 2 + members, 1], D[2 : 2 + members, 0]
+        tx, tb, centre = D[1:2, 1], D[1:2, 0], D[1, 1]
+        days = self.days.flatten()
+        near = torch.where(((days - day + 182.6) % 365.2425 - 182.6).abs() < 20)[0].numpy()
+        pick = np.random.default_rng(i).choice(near if len(near) else len(days), 50)
+        climate = self.states.flatten(0, 1)[torch.from_numpy(pick).to(self.device)]
+        rows: list[dict[str, Tensor]] = []
+        for lead in range(1, len(y) + 1):
+            noise = CounterNoise(sample_seeds(1000 * i + lead, range(members)).to(self.device))
+            today = (day + lead - 1) % 365.2425
+            x, before = self.model.step(x, before, today, noise), x
+            tx, tb = self.regress(tx, tb, today), tx
+            truth, own = y[lead - 1], D[2:, lead + 1]
+            row = {}
+            for name, e in (("model", x), ("truth", own), ("climatology", climate)):
+                row[f"{name} crps"] = self.area(crps(e, truth))
+                row[f"{name} mse"] = self.area((e.mean(0) - truth) ** 2)
+                row[f"{name} variance"] = self.area(e.var(0))
+            for name, one in (("twin", tx[0]), ("control", D[1, lead + 1]), ("persistence", centre)):
+                row[f"{name} mae"] = self.area((one - truth).abs())
+                row[f"{name} mse"] = self.area((one - truth) ** 2)
+            row["model spectrum"], row["truth spectrum"] = (
+                power(self.harmonics(e)).mean(0) for e in (x, own)
+            )
+            rows.append(row)
+        return {k: torch.stack([r[k] for r in rows]).cpu() for k in rows[0]}
+
+    def run(self) -> dict[str, np.ndarray]:
+        """All dates, `[dates, leads, C]`."""
+        found = []
+        for i in range(min(len(self.tests), self.a.dates or 10**9)):
+            found.append(self.score(i))
+            print(f"date {i + 1} of {len(self.tests)}", flush=True)
+        return {k: torch.stack([f[k] for f in found]).numpy() for k in found[0]}
+
+
+def fit(x: Tensor, weight: Tensor) -> Normalisation:
+    """Of runs `[R, T, …]`; rounded as a bundle keeps them."""
+    w = (weight / weight.sum() / x.shape[-1]).to(x)[:, None]
+    mean = (x.mean((0, 1)) * w).sum((-2, -1))
+    std = (((x - mean[:, None, None]) ** 2).mean((0, 1)) * w).sum((-2, -1)).sqrt()
+    change = (((x[:, 2:] - x[:, :-2]) ** 2).mean((0, 1)) * w).sum((-2, -1)).sqrt() / std
+    std, change = (v.log().half().float().exp() for v in (std, change))
+    return Normalisation((mean / std).half().float() * std, std, change)
+
+
+def ssr(variance: float, mse: float, members: int) -> float:
+    """Spread over error."""
+    return float(np.sqrt((members + 1) / members * variance / mse))
+
+
+def plus(found: tuple[float, float], one: str, two: str) -> str:
+    """A number and its error."""
+    return f"{found[0]:{one}} ± {found[1]:{two}}"
+
+
+def table(r: dict[str, np.ndarray], std: np.ndarray, members: int, truth_members: int) -> None:
+    """Print it."""
+    leads = [k for k in (1, 3, 5, 7, 10) if k <= r["model crps"].shape[1]]
+    for c, name in enumerate(NAMES):
+        print(f"\n{name} ({WORDS[name[:2]][1]}), {len(r['model crps'])} dates")
+        print(f"{'day':>4} {'CRPS':>18} {'truth':>9} {'twin MAE':>9} {'control':>9} {'persist.':>9} {'climat.':>9}"
+              f" {'/twin':>14} {'/truth':>13} {'SSR':>12} {'its':>5} {'RMSE':>9}")  # fmt: skip
+        for lead in leads:
+            v = {k: x[:, lead - 1, c] for k, x in r.items() if "spectrum" not in k}
+
+            s = std[c]
+            others = ("truth crps", "twin mae", "control mae", "persistence mae", "climatology crps")
+            crps_, twin, own = (v[k] for k in ("model crps", "twin mae", "truth crps"))
+            cells = [plus(jackknife(lambda x, s=s: x * s, crps_), "9.4g", "6.2g")]
+            cells += [f"{v[k].mean() * s:9.4g}" for k in others]
+            cells += [plus(jackknife(lambda x, y: x / y, crps_, twin), "6.3f", "5.3f")]
+            cells += [plus(jackknife(lambda x, y: x / y, crps_, own), "5.2f", "5.2f")]
+            mine = jackknife(lambda x, y: ssr(x, y, members), v["model variance"], v["model mse"])
+            cells += [plus(mine, "5.2f", "4.2f")]
+            cells += [f"{ssr(v['truth variance'].mean(), v['truth mse'].mean(), truth_members):5.2f}"]
+            cells += [f"{np.sqrt(v['model mse'].mean()) * s:9.4g}"]
+            print(f"{lead:>4} " + " ".join(cells))
+    ratio = np.abs(r["model spectrum"].mean(0) / r["truth spectrum"].mean(0) - 1)[..., 1:]
+    for last in (20, 25, 31):
+        part = ratio[..., :last]
+        print(
+            f"spectra, degrees 1 to {last}: within 10 % {(part < 0.1).mean():.1%}, mean {part.mean():.1%}, "
+            f"worst {part.max():.0%}"
+        )
+    for name, row in PUBLISHED.items():
+        print(f"{name:>20}: z500 biased CRPS at days 1/3/5/10", *row)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("truth", type=Path)
+    p.add_argument("--bundle")
+    p.add_argument("--minutes", type=float, default=5.0)
+    p.add_argument("--twin", type=Path, help="weights of a twin that was trained before")
+    p.add_argument("--twin-minutes", type=float, default=1.0)
+    p.add_argument("--members", type=int, default=50)
+    p.add_argument("--dates", type=int)
+    p.add_argument("--out", type=Path, default=Path("speedy-benchmark"))
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    bench = Benchmark(a)
+    found = bench.run()
+    table(
+        found,
+        bench.norm.std.cpu().numpy(),
+        min(a.members, bench.tests.shape[1] - 2),
+        bench.tests.shape[1] - 2,
+    )
+    if a.json:
+        write_json(a.json, {k: v.tolist() for k, v in found.items()})
+
+
+if __name__ == "__main__":
+    main()
