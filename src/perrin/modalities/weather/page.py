@@ -61,7 +61,8 @@ def write_page(
     body = "\n".join(p for p in parts if p)
     write_text(
         Path(path),
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="perrin verify"><title>perrin verify</title><style>{_STYLE}</style>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="perrin verify">'
+        f"<title>perrin verify</title><style>{_STYLE}</style>"
         f"<body>{body}</body></html>\n",
     )
 
