@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, 
 from perrin.modalities.molecule.metrics.bonds import bonds
 from perrin.modalities.molecule.metrics.tensors import contents, sound
 from perrin.modalities.molecule.model import SamplingOptions
-from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
+from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
+from perrin.modalities.molecule.parts import FLAGS, PartsLaw, pairs
 from perrin.modalities.molecule.rollouts import RolloutLaw, RolloutTask, tilted
 from perrin.modalities.molecule.sources import from_files
 from perrin.run.signals import Interrupted
@@ -38,9 +40,11 @@ LAW = RolloutLaw(
 )
 
 
-def make(law: RolloutLaw = LAW, **options: Any) -> tuple[RolloutTask, TrainOptions]:
+def make(
+    law: RolloutLaw = LAW, network: NetworkConfig = SMALL, **options: Any
+) -> tuple[RolloutTask, TrainOptions]:
     vocabulary, buckets, _ = from_files([add_geometry(s) for s in SMILES], None, source="test")
-    config = MoleculeConfig(vocabulary=vocabulary, network=SMALL)
+    config = MoleculeConfig(vocabulary=vocabulary, network=network)
     given = TrainOptions(**{"steps": 13, "batch": 6, "warmup": 3, "log_every": 1, **options})
     torch.manual_seed(0)
     sampling = SamplingOptions(grid="logit-normal")
@@ -215,6 +219,53 @@ def test_only_sound_ones_are_kept_and_steps_are_shared(monkeypatch: pytest.Monke
     for k, v in whole.items():
         assert torch.equal(v[0::2], parts[0][k])
         assert torch.equal(v[1::2], parts[1][k])
+
+
+def test_given_parts_arrive_in_half_of_the_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the molecules that they were taken from: elements, charges, bonds; and shapes of what is placed."""
+    monkeypatch.setattr(
+        rollouts, "sound", lambda state, mask, vocabulary: torch.ones(len(mask), dtype=torch.bool)
+    )
+    drawn: list[tuple[State, dict[str, Tensor]]] = []
+    draw = PartsLaw.draw
+
+    def listened(law: PartsLaw, x_0: State, mask: Tensor, **more: Any) -> dict[str, Tensor]:
+        assert law.none == law.graph == 0
+        flags = draw(law, x_0, mask, **more)
+        drawn.append((x_0, flags))
+        return flags
+
+    monkeypatch.setattr(PartsLaw, "draw", listened)
+    law = RolloutLaw(share=0.9, evaluations=(4,), temperatures=((1.0, 1.0),), molecules=60, visits=1)
+    task, _ = make(law, replace(SMALL, parts=True))
+    task.refresh(0, average_of(task))
+    found: list[dict[str, Tensor]] = []
+    turn = 0
+    for held, bucket in zip(task.records, task.buckets, strict=True):
+        size = min(6, len(bucket))
+        for start in range(0, len(held["t"]), size):
+            turn += 1
+            part = {k: v[start : start + size] for k, v in held.items()}
+            if turn % 2:
+                assert not any(part[k].any() for k in FLAGS)
+            else:
+                found.append(part)
+    assert len(found) == len(drawn) > 2
+    placed = 0
+    for part, (x_0, flags) in zip(found, drawn, strict=True):
+        typed, both = flags["typed"], pairs(flags["bonded"])
+        assert all(torch.equal(part[k], flags[k]) for k in FLAGS)
+        for name in (TYPES, CHARGES):
+            assert torch.equal(part[f"x_0.{name}"].long()[typed], x_0[name][typed])
+        assert torch.equal(part[f"x_0.{BONDS}"].long()[both], x_0[BONDS][both])
+        where = pairs(flags["placed"])
+        ours, theirs = (torch.cdist(x, x)[where] for x in (part[f"x_0.{POSITIONS}"], x_0[POSITIONS]))
+        assert torch.allclose(ours, theirs, atol=1e-3)
+        placed += int(where.sum())
+    assert placed > 50
+    step = next(s for s in range(50) if (s * rollouts._SHARE) % 1.0 < law.share)
+    key, batch = task.prepare(step, generator=torch.Generator().manual_seed(0), rank=0, world=1)
+    assert torch.isfinite(task.loss(task.denoiser, key, batch)["loss"])
 
 
 def test_killed_and_started_again_ends_with_the_same_weights(

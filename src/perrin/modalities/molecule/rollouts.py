@@ -11,6 +11,10 @@ ending well (Doob's transform), and among its states are those where a step went
 What is kept is a little narrower than what was drawn. Two things hold against that: the other steps, on the data; and what
 is kept is weighted so that on average it holds as many atoms of each element, multiple bonds and rings as the data
 (`tilted`). Look at the variety of the samples, and not only at their validity, after training with it.
+
+To a network that takes given parts (`perrin.modalities.molecule.parts`), parts of molecules of the data are given in half
+of the paths, but no whole graphs, of which nothing can go wrong here. No path has a wish for a property, since whether
+it was fulfilled is not looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +36,7 @@ from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, 
 from perrin.modalities.molecule.metrics.tensors import contents, sound
 from perrin.modalities.molecule.model import SamplingOptions, tempered
 from perrin.modalities.molecule.network import MoleculeConfig
+from perrin.modalities.molecule.parts import FLAGS, corrected, flags_of
 from perrin.modalities.molecule.task import LossConfig, MoleculeTask, state_of
 
 _SHARE = 0.7548776662466927
@@ -113,6 +118,9 @@ class RolloutTask(MoleculeTask):
             BONDS: c.bonds,
         }
         self.on_paths = DenoisingLoss(field_weights=weights)
+        law_of_parts, idle = c.parts, c.parts.none + c.parts.graph
+        self.parts_law = replace(law_of_parts, none=0.0, graph=0.0, fragment=law_of_parts.fragment + idle)
+        self._given: dict[int, dict[str, Any]] = {}
 
     def to(self, device: torch.device) -> None:
         """Move the buckets and the network that makes the paths."""
@@ -165,7 +173,10 @@ class RolloutTask(MoleculeTask):
             return super().loss(model, key, batch)
         layouts = layouts_for(batch["mask"])
         x_0, x_t, previous = (state_of(batch, part, layouts) for part in _PARTS)
-        estimate = model(x_t, batch["t"], layouts=layouts, previous=previous)
+        more = {"condition": flags_of(batch, tuple(layouts))} if self.with_parts else {}
+        estimate = model(x_t, batch["t"], layouts=layouts, previous=previous, **more)
+        if more:
+            estimate = corrected(estimate, more["condition"])
         return self.on_paths(self.denoiser, x_0, estimate, batch["t"], layouts)
 
     @torch.no_grad()
@@ -178,7 +189,7 @@ class RolloutTask(MoleculeTask):
         kept: list[list[dict[str, Tensor]]] = []
         share: dict[tuple[int, float], list[Tensor]] = {}
         turn = 0
-        for bucket in self.buckets:
+        for number, bucket in enumerate(self.buckets):
             rows: list[dict[str, Tensor]] = []
             size = min(self.plan.batch, len(bucket))
             for _ in range(max(1, round(self.law.molecules * len(bucket) / total / size))):
@@ -186,7 +197,9 @@ class RolloutTask(MoleculeTask):
                 cold = self.law.temperatures[turn // len(self.law.evaluations) % len(self.law.temperatures)]
                 turn += 1
                 index = torch.randint(len(bucket), (size,), generator=generator, device=device)
-                found, good = self._paths(fast, bucket.mask[index], evaluations, cold, generator)
+                x_0, mask = bucket.take(index)
+                given = self._parts(number, x_0, mask, turn % 2 == 0, generator) if self.with_parts else None
+                found, good = self._paths(fast, mask, evaluations, cold, generator, given)
                 rows += found
                 share.setdefault((evaluations, cold[0]), []).append(good)
             kept.append(rows)
@@ -214,6 +227,29 @@ class RolloutTask(MoleculeTask):
         ]
         return tilted(torch.cat(found), torch.cat(wanted).mean(0))
 
+    def _parts(
+        self, number: int, x_0: State, mask: Tensor, some: bool, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """A condition with parts of molecules, or with none, in the tensors of the bucket's last one."""
+        flags = dict.fromkeys(FLAGS, torch.zeros_like(mask))
+        if some:
+            flags = self.parts_law.draw(
+                x_0, mask, hydrogen=self.hydrogen, most=self.most[number], generator=generator
+            )
+        fresh: dict[str, Any] = {"known": x_0, **flags}
+        held = self._given.get(number)
+        if held is None or held["typed"].shape != mask.shape:
+            # a CUDA graph knows its condition by identity
+            held = self._given[number] = {"known": {k: v.clone() for k, v in x_0.items()}} | {
+                k: v.clone() for k, v in flags.items()
+            }
+            return held
+        for k in FLAGS:
+            held[k].copy_(fresh[k])
+        for k, v in x_0.items():
+            held["known"][k].copy_(v)
+        return held
+
     def _paths(
         self,
         fast: Any,
@@ -221,6 +257,7 @@ class RolloutTask(MoleculeTask):
         evaluations: int,
         cold: tuple[float, float],
         generator: torch.Generator,
+        given: Mapping[str, Any] | None,
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Records of the sound ones of one batch, and which are sound, `[B]`."""
         options = SamplingOptions(
@@ -242,11 +279,13 @@ class RolloutTask(MoleculeTask):
                 plan,
                 layouts_for(mask),
                 GeneratorNoise(generator),
+                condition=given,
                 self_condition=True,
             )
         good = sound(end, mask, self.vocabulary)
+        same = {"mask": mask[good]} | ({k: given[k][good] for k in FLAGS} if given else {})
         rows = [
-            {"mask": mask[good], "t": t[good]}
+            {**same, "t": t[good]}
             | {
                 f"{part}.{k}": _narrow(k, v)[good]
                 for part, state in zip(_PARTS, (end, x, previous), strict=True)
@@ -284,7 +323,7 @@ def tilted(found: Tensor, wanted: Tensor, *, ridge: float = 1e-3, most: float = 
 
 
 class _Recorder:
-    """A denoiser that keeps what it was given in some of its calls."""
+    """A denoiser that keeps what it was given in some of its calls, and whose estimates have what is known."""
 
     passes = 1
 
@@ -299,7 +338,7 @@ class _Recorder:
             self.seen.append((x, t, previous))
         self.turn += 1
         out: State = self.denoiser(x, t, condition=condition, layouts=layouts, previous=previous)
-        return out
+        return out if condition is None else corrected(out, condition)
 
 
 def _narrow(name: str, x: Tensor) -> Tensor:
