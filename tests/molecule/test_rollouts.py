@@ -179,6 +179,7 @@ def test_tilted_weights_have_the_wanted_mean_and_leave_the_rest() -> None:
     assert torch.allclose(w[coin == 1], torch.tensor(2.0), rtol=1e-3)
     assert torch.allclose(w[coin == 0], torch.tensor(4 / 7), rtol=1e-3)
     assert torch.equal(tilted(x, x.mean(0)).round(decimals=3), torch.ones(1000))
+    assert torch.equal(tilted(x[:1], x[1]), torch.ones(1)), "one row has nothing to be weighted against"
     far = tilted(x, torch.tensor([5.0, 0.0, 2.0]))
     assert torch.isfinite(far).all()
     assert abs(float(far.mean()) - 1) < 1e-5

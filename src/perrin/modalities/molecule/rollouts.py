@@ -308,6 +308,8 @@ def tilted(found: Tensor, wanted: Tensor, *, ridge: float = 1e-3, most: float = 
         wanted: their wanted mean, `[F]`.
         most: the largest weight, in units of the mean.
     """
+    if len(found) < 2:
+        return torch.ones(len(found), device=found.device)
     x = found.double()
     x = (x - wanted.double()) / x.std(0).clamp(min=1e-6) * (x.std(0) > 1e-6)
     theta = x.new_zeros(x.shape[1])
