@@ -197,4 +197,4 @@ def test_training_on_two_nodes_comes_back_after_a_notice(
     assert receipt is not None
     assert receipt["restarts"] >= 1
     assert main(["run", "status", "run"]) == 0
-    assert "1 of 1 commands" in capsys.readouterr().out
+    assert "1 of 1 command," in capsys.readouterr().out

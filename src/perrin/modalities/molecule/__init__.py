@@ -23,7 +23,7 @@ class MoleculeModality(Modality):
 
     name = "molecule"
     summary = "small molecules in 3D with bonds and charges (QM9: H, C, N, O, F)"
-    suffixes = (".sdf", ".xyz", ".extxyz", ".smi", ".smiles")
+    suffixes = (".sdf", ".xyz", ".extxyz", ".smi", ".smiles", ".csv")
 
     def bundle_folder(self) -> Path:
         """The bundles in the package."""
@@ -147,7 +147,8 @@ class MoleculeModality(Modality):
                 "--rollouts",
                 type=float,
                 metavar="SHARE",
-                help="share of the steps that learn from the model's own sound samples, such as 0.5; with --from",
+                help="share of the steps that learn from the model's own sound samples, such as 0.5; with --from; "
+                "wants a GPU",
             )
             group.add_argument(
                 "--backbone",

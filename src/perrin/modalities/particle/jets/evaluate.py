@@ -9,7 +9,7 @@ import numpy as np
 
 from perrin.errors import PerrinError
 from perrin.modalities.particle.jets.files import Jets
-from perrin.modalities.particle.jets.fpnd import activations, fpnd_of
+from perrin.modalities.particle.jets.fpnd import MISSING, activations, available, fpnd_of
 from perrin.modalities.particle.jets.observables import (
     efps,
     jet_observables,
@@ -28,11 +28,11 @@ def evaluate_jets(
     """All metrics, as `perrin.modalities.particle.metrics.report.to_json` writes them.
 
     Arguments:
-        kind: the class, for FPND to the real JetNet30 jets; without it FPND is left out.
+        kind: the class, for FPND to the real JetNet30 jets; without it, or without `jetnet`, FPND is left out.
         classifier: also train classifiers on the 36 polynomials with mass, pT and multiplicity.
 
     Raises:
-        PerrinError: too few jets, or FPND without the package `jetnet`.
+        PerrinError: too few jets.
     """
     count = sizes(len(generated), len(truth))
     ours, base, other = (
@@ -51,8 +51,8 @@ def evaluate_jets(
     lines.append(compared("W1EFP (mean of 5)", _w1_mean, five))
     lines.append(compared("FPD", fpd, polynomials))
     lines.append(compared("KPD", partial(kpd, size=min(5000, count)), polynomials))
-    notes = {}
-    if kind:
+    notes = {"class": kind} if kind else {}
+    if kind and available():
         acts = [activations(jets.particles) for jets in (ours, other)]
         lines.append(
             lined(
@@ -60,7 +60,8 @@ def evaluate_jets(
                 (bootstrapped(lambda x, _: fpnd_of(x, kind), a, a, draws=4) for a in acts),
             )
         )
-        notes["class"] = kind
+    elif kind:
+        notes["FPND"] = f"left out: {MISSING}"
     if classifier:
         features = [_features(j, p) for j, p in zip((base, ours, other), polynomials)]
         options = ClassifierOptions(splits=splits)
@@ -72,25 +73,19 @@ def evaluate_jets(
 
 def guess_class(*names: str) -> str | None:
     """The class that a file's name says, if `jetnet` is here for its FPND."""
-    from importlib.util import find_spec
-
     for name in names:
         for kind in ("gluon", "quark", "top"):
             if kind in name.lower():
-                return kind if find_spec("jetnet") else None
+                return kind if available() else None
     return None
 
 
 def check_kind(kind: str | None) -> None:
-    """Raise a `PerrinError` for FPND of a class that is not known or without the package that it needs."""
+    """Raise a `PerrinError` for a class that is not known."""
     from perrin.modalities.particle.jets.files import CLASSES
-    from perrin.modalities.particle.jets.fpnd import resources
 
-    if kind is None:
-        return
-    if kind not in CLASSES:
+    if kind is not None and kind not in CLASSES:
         raise PerrinError(f"expected a class of jets ({', '.join(CLASSES)}), given {kind!r}")
-    resources()
 
 
 def _renamed(line: Line, name: str) -> Line:

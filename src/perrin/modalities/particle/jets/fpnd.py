@@ -85,6 +85,14 @@ class ParticleNet(nn.Module):
         return self.fc1(x.mean(1))
 
 
+MISSING = "the package jetnet 0.2.5, whose network it takes, is not installed: uv pip install --no-deps jetnet==0.2.5"
+
+
+def available() -> bool:
+    """Whether `jetnet` is here."""
+    return find_spec("jetnet") is not None
+
+
 def resources() -> Path:
     """The folder of `jetnet`'s files.
 
@@ -95,9 +103,7 @@ def resources() -> Path:
     places = list(spec.submodule_search_locations or ()) if spec else []
     folder = Path(places[0]) / "evaluation/fpnd_resources/jetnet/30_particles" if places else Path()
     if not places or not (folder / "pnet_state_dict.pt").is_file():
-        raise PerrinError(
-            "expected the package jetnet 0.2.5 for FPND, found none: pip install --no-deps jetnet==0.2.5"
-        )
+        raise PerrinError(f"expected FPND's network, found none: {MISSING}")
     return folder
 
 
