@@ -69,13 +69,18 @@ def idle() -> bool:
     return not found.stdout.strip()
 
 
+def make_trouble(folder: Path, flag: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every Python process run `TROUBLE` at its start; where `flag` is there already, nobody is killed."""
+    trouble = folder / "trouble"
+    trouble.mkdir()
+    (trouble / "sitecustomize.py").write_text(f"FLAG = {str(flag)!r}\n{TROUBLE}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(trouble), str(ROOT / "src")]))
+
+
 def test_preempted_and_killed_ends_as_one_process_does(
     slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trouble = tmp_path / "trouble"
-    trouble.mkdir()
-    (trouble / "sitecustomize.py").write_text(f"FLAG = {str(tmp_path / 'killed')!r}\n{TROUBLE}")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(trouble), str(ROOT / "src")]))
+    make_trouble(tmp_path, tmp_path / "killed", monkeypatch)
     monkeypatch.chdir(tmp_path)
     n, sample = 64, "sample molecule/qm9 -n 64 --seed 3 --steps 2 --batch 2 --workers 1"
     words = ["submit", *sample.split(), "--shards", "8", "-o", "run", "--setup", "# site's own"]
@@ -140,10 +145,7 @@ def test_preempted_and_killed_ends_as_one_process_does(
 def test_cancelled_work_stays_away_until_it_is_resumed(
     slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trouble = tmp_path / "trouble"
-    trouble.mkdir()
-    (trouble / "sitecustomize.py").write_text(f"FLAG = '/'\n{TROUBLE}")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(trouble), str(ROOT / "src")]))
+    make_trouble(tmp_path, Path("/"), monkeypatch)
     monkeypatch.chdir(tmp_path)
     sample = "sample molecule/qm9 -n 12 --seed 3 --steps 1 --batch 2 --workers 1"
     assert main(["submit", *sample.split(), "--shards", "1", "-o", "run"]) == 0

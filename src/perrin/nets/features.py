@@ -57,6 +57,23 @@ class RadialBasis(nn.Module):
         return torch.exp(-self.beta * (torch.exp(-d).unsqueeze(-1) - self.centre.to(d.dtype)) ** 2)
 
 
+class Waves(nn.Module):
+    """Cosines and sines of a number of order one (a noise level, say), at geometric frequencies from 0.2 to 20. No weights.
+
+    Arguments:
+        width: numbers in all, even.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.frequencies = nn.Buffer(torch.exp(torch.linspace(-1.5, 3.0, width // 2)), persistent=False)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """`[B]` to `[B, width]`."""
+        angle = level[:, None] * self.frequencies.to(level)
+        return torch.cat([angle.cos(), angle.sin()], 1)
+
+
 class IntervalEmbedding(nn.Module):
     """Intervals `[lo, hi]` of several quantities as one vector; zero at first, so that what it is added to stays itself.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perrin.errors import PerrinError
+from perrin.nets.features import Waves
 from perrin.nets.sphere import pad_sphere
 
 
@@ -97,7 +98,7 @@ class SphereUNet(nn.Module):
         vectors[list(c.vectors)] = True
         self.register_buffer("signs", vectors, persistent=False)
         time = 4 * c.width
-        self.frequencies = nn.Buffer(torch.exp(torch.linspace(-1.5, 3.0, c.width // 2)), persistent=False)
+        self.waves = Waves(c.width)
         self.time = nn.Sequential(nn.Linear(c.width, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
         self.enter = nn.Conv2d(c.inputs, c.width, 3)
         widths = [c.width * min(2**k, 4) for k in range(c.levels)]
@@ -125,8 +126,7 @@ class SphereUNet(nn.Module):
             x: `[B, inputs, rows, columns]`; rows and columns are divided by two `levels − 1` times.
             level: what the noise level is told by, of order one, `[B]`.
         """
-        angle = level[:, None] * self.frequencies.to(level)
-        e = self.time(torch.cat([angle.cos(), angle.sin()], 1))
+        e = self.time(self.waves(level))
         plain = pad_sphere(x, 1, 1)
         h = self.enter(torch.where(self.signs[:, None, None], pad_sphere(x, 1, 1, vector=True), plain))
         c = self.config

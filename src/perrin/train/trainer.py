@@ -111,6 +111,7 @@ class Trainer:
             warnings.filterwarnings("ignore", ".*srun.*")  # a login node has it, too
             self.fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes)
         self.task, self.options, self.folder = task, options, Path(folder)
+        self.self_taught = task if isinstance(task, SelfTaught) else None
         self.config = {"model": task.config, "options": options.to_json()}
 
     def run(self) -> dict[str, float]:
@@ -175,8 +176,8 @@ class Trainer:
                 lr = options.rate(step, seconds)
                 for group in (g for o in optimizers for g in o.param_groups):
                     group["lr"] = lr
-                if isinstance(self.task, SelfTaught):
-                    self.task.refresh(step, ema)
+                if self.self_taught is not None:
+                    self.self_taught.refresh(step, ema)
                 generator.manual_seed(step_seed(options.seed, step))
                 key, batch = self.task.prepare(
                     step, generator=generator, rank=fabric.global_rank, world=fabric.world_size
@@ -255,8 +256,8 @@ class Trainer:
         found.restore(model, ema, optimizers)
         if power is not None:
             averages.restore(power, found.tensors, self.folder)
-        if isinstance(self.task, SelfTaught):
-            self.task.restore(found.part("task"))
+        if self.self_taught is not None:
+            self.self_taught.restore(found.part("task"))
         self.fabric.print(f"going on from step {found.step} in {self.folder}", file=sys.stderr)
         return min(found.step, self.options.steps), found.seconds
 
@@ -271,8 +272,8 @@ class Trainer:
     ) -> None:
         if self.fabric.global_rank == 0:
             more = averages.tensors(power) if power is not None else {}
-            if isinstance(self.task, SelfTaught):
-                more |= {f"task.{k}": v for k, v in self.task.tensors().items()}
+            if self.self_taught is not None:
+                more |= {f"task.{k}": v for k, v in self.self_taught.tensors().items()}
             Checkpoint.capture(step, model, ema, optimizers, self.config, seconds, more).save(self.folder)
         self.fabric.barrier()
 

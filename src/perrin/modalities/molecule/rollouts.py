@@ -36,12 +36,13 @@ from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, 
 from perrin.modalities.molecule.metrics.tensors import contents, sound
 from perrin.modalities.molecule.model import SamplingOptions, tempered
 from perrin.modalities.molecule.network import MoleculeConfig
-from perrin.modalities.molecule.parts import FLAGS, corrected, flags_of
+from perrin.modalities.molecule.parts import FLAGS, corrected
 from perrin.modalities.molecule.task import LossConfig, MoleculeTask, state_of
 
 _SHARE = 0.7548776662466927
 """Spreads the steps that learn from paths evenly, and not in step with those of self-conditioning."""
 _PARTS = ("x_0", "x_t", "previous")
+"""Of a record: what came out, what the network saw, and its estimate before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +111,13 @@ class RolloutTask(MoleculeTask):
         self.records: list[dict[str, Tensor]] = []
         self.weights: list[Tensor] = []
         self.accepted: dict[tuple[int, float], float] = {}
-        c = self.loss_config
-        weights = {
-            POSITIONS: self.law.positions * c.positions,
-            TYPES: c.types,
-            CHARGES: c.charges,
-            BONDS: c.bonds,
-        }
+        weights = dict(self.criterion.field_weights)
+        weights[POSITIONS] *= self.law.positions
         self.on_paths = DenoisingLoss(field_weights=weights)
-        law_of_parts, idle = c.parts, c.parts.none + c.parts.graph
-        self.parts_law = replace(law_of_parts, none=0.0, graph=0.0, fragment=law_of_parts.fragment + idle)
-        self._given: dict[int, dict[str, Any]] = {}
+        parts = self.loss_config.parts
+        idle = parts.none + parts.graph
+        self.parts_law = replace(parts, none=0.0, graph=0.0, fragment=parts.fragment + idle)
+        self._given: dict[int, dict[str, Any]] = {}  # by bucket; a CUDA graph knows its condition by identity
 
     def to(self, device: torch.device) -> None:
         """Move the buckets and the network that makes the paths."""
@@ -135,10 +132,7 @@ class RolloutTask(MoleculeTask):
     def refresh(self, step: int, average: Mapping[str, Tensor]) -> None:
         """Make the paths anew when their time has come, with the average of the weights so far."""
         if step % self.law.every == 0 and step != self.made:
-            with torch.no_grad():
-                for name, p in self.teacher.named_parameters():
-                    p.copy_(average[name])
-            self._collect(step)
+            self._collect(step, average)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint needs to make the same paths again."""
@@ -147,12 +141,8 @@ class RolloutTask(MoleculeTask):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Make them again, from `tensors`."""
-        if not tensors:
-            return
-        with torch.no_grad():
-            for name, p in self.teacher.named_parameters():
-                p.copy_(tensors[name])
-        self._collect(int(tensors["step"]))
+        if tensors:
+            self._collect(int(tensors["step"]), tensors)
 
     def prepare(
         self, step: int, *, generator: torch.Generator, rank: int, world: int
@@ -171,22 +161,20 @@ class RolloutTask(MoleculeTask):
         assert isinstance(key, tuple)
         if key[1] != "paths":
             return super().loss(model, key, batch)
-        layouts = layouts_for(batch["mask"])
-        x_0, x_t, previous = (state_of(batch, part, layouts) for part in _PARTS)
-        more = {"condition": flags_of(batch, tuple(layouts))} if self.with_parts else {}
-        estimate = model(x_t, batch["t"], layouts=layouts, previous=previous, **more)
-        if more:
-            estimate = corrected(estimate, more["condition"])
-        return self.on_paths(self.denoiser, x_0, estimate, batch["t"], layouts)
+        x_t, told = self._inputs(batch)
+        estimate = model(x_t, batch["t"], previous=state_of(batch, "previous", told["layouts"]), **told)
+        return self._scored(estimate, batch, told, self.on_paths)
 
     @torch.no_grad()
-    def _collect(self, step: int) -> None:
-        """Replace the records by those of paths that are a function of the seed, the step and the teacher's weights."""
+    def _collect(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Replace the records by those of paths that are a function of the seed, the step and the weights."""
+        for name, p in self.teacher.named_parameters():
+            p.copy_(weights[name])
         device = self.buckets[0].mask.device
         generator = torch.Generator(device=device).manual_seed(self.plan.seed * 1_000_003 + step)
         fast = GraphedDenoiser(self.teacher) if device.type == "cuda" else self.teacher
         total = sum(map(len, self.buckets))
-        kept: list[list[dict[str, Tensor]]] = []
+        self.records = []
         share: dict[tuple[int, float], list[Tensor]] = {}
         turn = 0
         for number, bucket in enumerate(self.buckets):
@@ -202,11 +190,8 @@ class RolloutTask(MoleculeTask):
                 found, good = self._paths(fast, mask, evaluations, cold, generator, given)
                 rows += found
                 share.setdefault((evaluations, cold[0]), []).append(good)
-            kept.append(rows)
-        self.records = [
-            {k: torch.cat([r[k] for r in rows]) for k in rows[0]} if rows else {} for rows in kept
-        ]
-        self.records = [r if r and len(r["t"]) else {} for r in self.records]
+            some = any(len(r["t"]) for r in rows)
+            self.records.append({k: torch.cat([r[k] for r in rows]) for k in rows[0]} if some else {})
         self.weights = [self._weights(b, r) for b, r in zip(self.buckets, self.records, strict=True)]
         self.accepted = {k: float(torch.cat(v).float().mean()) for k, v in share.items()}
         self.made = step
@@ -230,22 +215,17 @@ class RolloutTask(MoleculeTask):
     def _parts(
         self, number: int, x_0: State, mask: Tensor, some: bool, generator: torch.Generator
     ) -> dict[str, Any]:
-        """A condition with parts of molecules, or with none, in the tensors of the bucket's last one."""
-        flags = dict.fromkeys(FLAGS, torch.zeros_like(mask))
+        """A condition with parts of molecules, or with none, in the same tensors for all batches of a bucket."""
+        flags = {k: torch.zeros_like(mask) for k in FLAGS}
         if some:
             flags = self.parts_law.draw(
                 x_0, mask, hydrogen=self.hydrogen, most=self.most[number], generator=generator
             )
-        fresh: dict[str, Any] = {"known": x_0, **flags}
-        held = self._given.get(number)
-        if held is None or held["typed"].shape != mask.shape:
-            # a CUDA graph knows its condition by identity
-            held = self._given[number] = {"known": {k: v.clone() for k, v in x_0.items()}} | {
-                k: v.clone() for k, v in flags.items()
-            }
-            return held
+        if number not in self._given:
+            self._given[number] = copy.deepcopy({"known": x_0, **flags})
+        held = self._given[number]
         for k in FLAGS:
-            held[k].copy_(fresh[k])
+            held[k].copy_(flags[k])
         for k, v in x_0.items():
             held["known"][k].copy_(v)
         return held

@@ -136,22 +136,32 @@ class MoleculeTask:
     def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `perrin.train.Task`."""
         assert isinstance(key, tuple)
-        t, layouts = batch["t"], layouts_for(batch["mask"])
-        x_0, x_t = (state_of(batch, part, layouts) for part in ("x_0", "x_t"))
+        x_t, told = self._inputs(batch)
+        previous: State | None = None
+        if key[1]:
+            with torch.no_grad():
+                previous = model(x_t, batch["t"], **told)
+        return self._scored(model(x_t, batch["t"], previous=previous, **told), batch, told, self.criterion)
+
+    def _inputs(self, batch: Mapping[str, Tensor]) -> tuple[State, dict[str, Any]]:
+        """The noised state of a batch, and the layouts and condition that go with it."""
+        layouts = layouts_for(batch["mask"])
         condition: dict[str, Any] = {}
         if "intervals" in batch:
             condition["intervals"] = batch["intervals"]
         if FLAGS[0] in batch:
             condition |= flags_of(batch, tuple(layouts))
-        more: dict[str, Any] = {"condition": condition} if condition else {}
-        previous: State | None = None
-        if key[1]:
-            with torch.no_grad():
-                previous = model(x_t, t, layouts=layouts, **more)
-        estimate = model(x_t, t, layouts=layouts, previous=previous, **more)
+        more = {"condition": condition} if condition else {}
+        return state_of(batch, "x_t", layouts), {"layouts": layouts, **more}
+
+    def _scored(
+        self, estimate: State, batch: Mapping[str, Tensor], told: Mapping[str, Any], criterion: DenoisingLoss
+    ) -> dict[str, Tensor]:
+        """Losses of an estimate, which takes over what is known."""
+        layouts, condition = told["layouts"], told.get("condition", {})
         if "known" in condition:
             estimate = corrected(estimate, condition)
-        return self.criterion(self.denoiser, x_0, estimate, t, layouts)
+        return criterion(self.denoiser, state_of(batch, "x_0", layouts), estimate, batch["t"], layouts)
 
 
 def state_of(batch: Mapping[str, Tensor], part: str, fields: Iterable[str]) -> State:

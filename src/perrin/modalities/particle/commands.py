@@ -147,6 +147,7 @@ def _jets_of_events(a: Namespace) -> None:
     from perrin.modalities.particle.jets.files import check_suffix, write_jets
     from perrin.modalities.particle.jets.pythia import HIGH, LOW, RADIUS
     from perrin.modalities.particle.sampling import parse_range
+    from perrin.run.outputs import record_path
     from perrin.run.record import record, write_record
 
     if len(a.file) > 1:
@@ -161,7 +162,7 @@ def _jets_of_events(a: Namespace) -> None:
     jets, events = clustered(a.file[0], a.n, pt=pt, radius=radius, seed=a.seed)
     words = {"source": Path(a.file[0]).name, "clustering": f"FastJet, anti-kT R = {radius:g}"}
     write_jets(a.out, jets, words)
-    write_record(Path(a.out).with_name(Path(a.out).name + ".run.json"), record("data", a))
+    write_record(record_path(a.out), record("data", a))
     fewer = f", the {a.n} asked for are not there" if len(jets) < a.n else ""
     print(f"{len(jets)} jets of {events} events in {a.out}{fewer}")
 

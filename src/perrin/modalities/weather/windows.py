@@ -42,6 +42,7 @@ from perrin.core.guides.operators import Map, Operator
 from perrin.core.guides.posterior import MMPS, Measurement
 from perrin.core.layout import Layouts
 from perrin.core.losses import sample_times_edm, stratified
+from perrin.nets.features import Waves
 
 FIELD = "window"
 
@@ -94,9 +95,7 @@ class WindowNetwork(nn.Module):
 
     def __init__(self, config: WindowConfig) -> None:
         super().__init__()
-        self.frequencies = nn.Buffer(
-            torch.exp(torch.linspace(-1.5, 3.0, config.width // 2)), persistent=False
-        )
+        self.waves = Waves(config.width)
         self.level = nn.Sequential(nn.Linear(config.width, config.width), nn.SiLU())
         self.enter = nn.Linear(3 * config.length, config.width)
         self.blocks = nn.ModuleList(_Block(config.width) for _ in range(config.blocks))
@@ -113,8 +112,7 @@ class WindowNetwork(nn.Module):
         previous: State | None = None,
     ) -> State:
         """`fields["window"]`: `[B, T, n]`."""
-        angle = (torch.logit(t.clamp(1e-5, 1 - 1e-5)) / 4)[:, None] * self.frequencies.to(t)
-        e = self.level(torch.cat([angle.cos(), angle.sin()], 1))
+        e = self.level(self.waves(torch.logit(t.clamp(1e-5, 1 - 1e-5)) / 4))
         h = self.enter(_neighbours(fields[FIELD].transpose(1, 2)))
         for block in self.blocks:
             h = block(h, e)
