@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from perrin.core import CounterNoise, Dense, DPMSolverPP2M, Gaussian, State, plan_steps, sample, sample_seeds
+from perrin.core.guides import classifier_free
 from perrin.core.replay import GraphedDenoiser, accelerated
 from perrin.core.testing import CountedDenoiser, GaussianMixture
 
@@ -41,6 +42,27 @@ def test_what_was_made_is_kept_and_modes_are_checked() -> None:
 def test_compile_mode_agrees_with_eager() -> None:
     exact = GaussianMixture.example(torch.float32).denoiser(Gaussian(features=(2,)).schedule)
     torch.testing.assert_close(run(exact, "compile"), run(exact, "eager"), rtol=1e-4, atol=1e-5)
+
+
+def test_compile_mode_compiles_the_repeated_block_alone_also_under_guidance() -> None:
+    class Trunk(torch.nn.Module):
+        compiled = 0
+
+        def compile_blocks(self) -> None:
+            self.compiled += 1
+
+    class Denoising(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = Trunk()
+
+        def forward(self, x: State, t: torch.Tensor, **_: Any) -> State:
+            return x
+
+    plain, guided = Denoising(), Denoising()
+    assert isinstance(accelerated(plain, "compile"), GraphedDenoiser)
+    assert isinstance(accelerated(classifier_free(guided, 2.0), "compile"), GraphedDenoiser)
+    assert plain.trunk.compiled == guided.trunk.compiled == 1
 
 
 @pytest.mark.gpu

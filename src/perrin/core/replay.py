@@ -8,6 +8,9 @@ identity of the condition) and replayed with the inputs, masks included, copied 
 because multistep rows look at old estimates. A guide that differentiates through its denoiser is captured whole; where a
 graph's own input needs a gradient, which a replay cannot give, the denoiser runs as it is.
 Asked for on a CPU, where there are no graphs, the denoiser runs as it is: same bits, same calls.
+
+`compile` compiles only the repeated block of a network that offers `compile_blocks()`, which takes seconds where the whole
+takes minutes, and replays the network as a graph. The blocks stay compiled, also for who calls the network himself.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perrin.core.denoiser import Denoiser, passes
 from perrin.core.layout import Layout, Layouts, Padded, Pairs
@@ -39,9 +42,21 @@ def accelerated(denoiser: Denoiser, mode: Mode) -> Denoiser:
     if key not in _made:
         if len(_made) >= _KEPT:
             _made.pop(next(iter(_made)))
-        fast = torch.compile(denoiser, dynamic=False) if mode == "compile" else GraphedDenoiser(denoiser)
-        _made[key] = (denoiser, fast)
+        _made[key] = (denoiser, _compiled(denoiser) if mode == "compile" else GraphedDenoiser(denoiser))
     return _made[key][1]
+
+
+def _compiled(denoiser: Denoiser) -> Denoiser:
+    """Its networks' repeated blocks compiled, where they can be, and the whole replayed; else compiled as one."""
+    inner: Any = denoiser
+    while not isinstance(inner, nn.Module) and hasattr(inner, "denoiser"):  # out of its guides
+        inner = inner.denoiser
+    modules = inner.modules() if isinstance(inner, nn.Module) else ()
+    if not (trunks := [m for m in modules if hasattr(m, "compile_blocks")]):
+        return torch.compile(denoiser, dynamic=False)
+    for trunk in trunks:
+        trunk.compile_blocks()  # type: ignore[operator]
+    return GraphedDenoiser(denoiser)
 
 
 class _Capture:

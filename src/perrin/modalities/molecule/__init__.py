@@ -78,7 +78,7 @@ class MoleculeModality(Modality):
                 "--mode",
                 choices=("eager", "compile", "graph"),
                 default="eager",
-                help="how the network is run: compiled, or replayed as a CUDA graph (default eager)",
+                help="how the network is run: replayed as a CUDA graph, or that with its blocks compiled (default eager)",
             )
             group.add_argument("--view", metavar="FILE.html", help="also write a page with 3D views")
             group.add_argument("--evaluate", action="store_true", help="also print the metrics table")
