@@ -28,7 +28,7 @@ from perrin.core import Plan
 from perrin.core.guides import Given
 from perrin.modalities.molecule import edit as editing
 from perrin.modalities.molecule.chem import sanitize, to_rdkit
-from perrin.modalities.molecule.edit import ATTEMPT, EVALUATIONS, Editor, Job, Travel, draw, fault
+from perrin.modalities.molecule.edit import ATTEMPT, Editor, Job, Travel, draw, edit_options, fault
 from perrin.modalities.molecule.edit_commands import similarity
 from perrin.modalities.molecule.kept import Kept, keep
 from perrin.modalities.molecule.metrics.bonds import bonds as judge
@@ -105,7 +105,7 @@ def edit(a: argparse.Namespace) -> dict[str, Any]:
     """First draws, and the rounds of `perrin edit`."""
     model = perrin.load(a.model)
     kept = scaffolds("test", a.seed, a.n)
-    options = model.options(steps=a.steps or EVALUATIONS)
+    options = edit_options(model, model.options(steps=a.steps), a.steps)
     travel = Travel()
     plans = {r: travel.plan(model, options, repair=r) for r in (False, True)}
     found: list[Molecule | None] = [None] * len(kept)

@@ -41,17 +41,27 @@ VOCABULARY = Vocabulary(
 )
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that takes parts (with random weights)."""
+def random_bundle(folder: Path, *, parts: bool) -> Path:
+    """A bundle with random weights."""
     torch.manual_seed(0)
-    config = MoleculeConfig(vocabulary=VOCABULARY, network=replace(SMALL, depth=1, parts=True))
-    folder = tmp_path_factory.mktemp("bundle") / "parts"
+    config = MoleculeConfig(vocabulary=VOCABULARY, network=replace(SMALL, depth=1, parts=parts))
     weights = dict(build_denoiser(config).named_parameters())
     write_bundle(
         folder, modality="molecule", model=config.to_json(), weights=weights, card="", sampling={"steps": 4}
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that takes parts."""
+    return random_bundle(tmp_path_factory.mktemp("bundle") / "parts", parts=True)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that does not."""
+    return random_bundle(tmp_path_factory.mktemp("bundle") / "plain", parts=False)
 
 
 def embedded(smiles: str, seed: int = 1) -> np.ndarray:
@@ -127,9 +137,9 @@ def test_real_geometries_are_not_broken_and_broken_ones_are() -> None:
     assert is_broken(replace(clash, positions=clash.positions * np.nan))
 
 
-@pytest.mark.parametrize("kind", ["shipped", "trained with parts"])
-def test_the_graph_is_the_querys_and_a_draw_is_its_own(kind: str, trained: Path) -> None:
-    model: MoleculeModel = perrin.load("molecule/qm9" if kind == "shipped" else trained)
+@pytest.mark.parametrize("kind", ["trained", "untrained"])
+def test_the_graph_is_the_querys_and_a_draw_is_its_own(kind: str, request: pytest.FixtureRequest) -> None:
+    model: MoleculeModel = perrin.load(request.getfixturevalue(kind))
     queries = [Query.from_smiles(s) for s in ("C[C@H](O)CN", "[NH3+]CC(=O)[O-]")]
     sampler = ConformerSampler(model, queries, 3)
     options = model.options(steps=4)
@@ -182,7 +192,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*command, "--device", "cpu"]) == 0
     said = capsys.readouterr()
     assert "4 conformers of 2 molecules" in said.out
-    assert "not trained with graphs given" in said.err
+    assert "not trained with graphs given" not in said.err
     made = read_sdf(out)
     assert [m.name for m in made] == ["first-1", "first-2", "CO-1", "CO-2"]
     assert [m.properties["molecule"] for m in made] == [1, 1, 2, 2]
@@ -224,7 +234,7 @@ def test_mistakes_are_one_line(
 
 
 def test_another_output_and_too_few_tries(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: Path
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: Path, untrained: Path
 ) -> None:
     write_sdf(tmp_path / "a.sdf", [add_geometry("CCO")])
     assert len(read_queries(tmp_path / "a.sdf")) == 1
@@ -236,3 +246,6 @@ def test_another_output_and_too_few_tries(
     assert "made none in 2 draws" in said
     assert "raise --tries" in said
     assert not (tmp_path / "b.sdf").exists()
+    few = ["--steps", "4", "--tries", "1", "-o", str(tmp_path / "c.sdf")]
+    assert main([*start, *few, "--model", str(untrained)]) == 2
+    assert "not trained with graphs given" in capsys.readouterr().err

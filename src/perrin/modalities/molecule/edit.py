@@ -58,10 +58,15 @@ from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions, Uni
 from perrin.modalities.molecule.structure import Molecule
 
 EVALUATIONS = 100
-"""Of a draw from noise, unless told otherwise."""
+"""Of a draw from noise, unless told otherwise, by a model that was not trained with parts; others have their own default."""
 
 ATTEMPT = 1 << 32
 """Attempt r at sample i has the number `i + r · ATTEMPT` within the run."""
+
+
+def edit_options(model: MoleculeModel, options: SamplingOptions, steps: int | None) -> SamplingOptions:
+    """`options` with an edit's number of evaluations, where none was asked for."""
+    return options if steps or model.config.network.parts else replace(options, steps=EVALUATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)

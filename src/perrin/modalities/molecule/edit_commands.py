@@ -29,7 +29,7 @@ _STATE: dict[str, Any] = {}
 
 def edit(a: Namespace) -> None:
     """`perrin edit FILE --keep WHAT -n N -o OUT`: draws until there are N that nothing is wrong with."""
-    from perrin.modalities.molecule.edit import ATTEMPT, EVALUATIONS, Editor
+    from perrin.modalities.molecule.edit import ATTEMPT, Editor, edit_options
     from perrin.modalities.molecule.kept import choose_atoms, keep, number_list
     from perrin.run.partial import PartialStore
     from perrin.run.progress import progress
@@ -39,9 +39,7 @@ def edit(a: Namespace) -> None:
     if len(molecules) > 1:
         raise PerrinError(f"expected one molecule in {a.file}, given {len(molecules)}: give a file of one")
     whole = molecules[0]
-    if a.steps is None and not model.config.network.parts:
-        options = replace(options, steps=EVALUATIONS)
-    options = _with_wishes(a, model, options)
+    options = _with_wishes(a, model, edit_options(model, options, a.steps))
     atoms = choose_atoms(a.keep, whole, "--keep")
     anchors: Any = a.anchors
     if a.anchors not in (None, "cut"):
