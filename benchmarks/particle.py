@@ -106,13 +106,13 @@ def break_even(file: str, truth: str) -> None:
     from perrin.modalities.particle.flow.solver import Flow, resample
 
     record = json.loads(Path(file + ".run.json").read_text())
-    found = read_flow(file).vorticity
+    found = read_flow(file).values
     states = found.shape[0] * (found.shape[1] - 1)
     model = record["result"]["seconds"] / states
     data = read_flow(truth)
     names = ("size", "viscosity", "friction", "force", "wave", "dt")
     solver = Flow(**{k: data.words[k] for k in names})
-    start = resample(torch.from_numpy(data.vorticity[:8, 0]), solver.size)
+    start = resample(torch.from_numpy(data.values[:8, 0]), solver.size)
     begin = time.perf_counter()
     solver.run(start, data.interval)
     cost = (time.perf_counter() - begin) / len(start)
@@ -121,7 +121,7 @@ def break_even(file: str, truth: str) -> None:
         f"one state: solver {1000 * cost:.2f} ms, model {1000 * model:.2f} ms; the solver's cost is {ratio}"
     )
     if cost > model:
-        print(f"break-even after {len(data) * data.vorticity.shape[1] * cost / (cost - model):.0f} states")
+        print(f"break-even after {len(data) * data.values.shape[1] * cost / (cost - model):.0f} states")
     else:
         print("no break-even on this machine: the solver of this small flow is the faster one")
 

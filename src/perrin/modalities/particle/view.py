@@ -181,7 +181,7 @@ def _flow(names: list[str]) -> list[str]:
     from perrin.modalities.particle.flow.files import read_flow
     from perrin.modalities.particle.flow.solver import energy, spectrum
 
-    sets = [read_flow(n).vorticity for n in names]
+    sets = [read_flow(n).values for n in names]
     tensors = [torch.from_numpy(s[:, -1]).double() for s in sets]
     spectra = [spectrum(t).mean(0).numpy()[1:-1] for t in tensors]
     out = [

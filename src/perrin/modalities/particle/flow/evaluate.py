@@ -25,7 +25,7 @@ def evaluate_flow(generated: Trajectories, truth: Trajectories) -> dict[str, Any
     Raises:
         PerrinError: other grids, or too few trajectories.
     """
-    a, b = generated.vorticity, truth.vorticity
+    a, b = generated.values, truth.values
     if a.shape[-1] != b.shape[-1]:
         raise PerrinError(f"expected fields of the truth's grid {b.shape[-1]}, given {a.shape[-1]}")
     if len(b) < 2:
@@ -72,17 +72,17 @@ def _w1(base: torch.Tensor, x: torch.Tensor) -> Measured:
 
 def _forecasts(generated: Trajectories, truth: Trajectories, members: int) -> bool:
     count = len(generated) // members
-    same = count <= len(truth) and generated.vorticity.shape[1] <= truth.vorticity.shape[1]
-    starts = generated.vorticity[::members, 0]
-    return same and starts.shape[0] == count and np.allclose(starts, truth.vorticity[:count, 0], atol=1e-5)
+    same = count <= len(truth) and generated.values.shape[1] <= truth.values.shape[1]
+    starts = generated.values[::members, 0]
+    return same and starts.shape[0] == count and np.allclose(starts, truth.values[:count, 0], atol=1e-5)
 
 
 def _scores(generated: Trajectories, truth: Trajectories, members: int) -> tuple[list[Line], dict[str, Any]]:
-    shape = generated.vorticity.shape
-    ours = torch.from_numpy(generated.vorticity).reshape(-1, members, *shape[1:])[:, :, 1:].double()
-    right = torch.from_numpy(truth.vorticity[: len(ours), 1 : shape[1]]).double()
-    held = torch.from_numpy(truth.vorticity[: len(ours), :1]).double()
-    scale = truth.vorticity.std()
+    shape = generated.values.shape
+    ours = torch.from_numpy(generated.values).reshape(-1, members, *shape[1:])[:, :, 1:].double()
+    right = torch.from_numpy(truth.values[: len(ours), 1 : shape[1]]).double()
+    held = torch.from_numpy(truth.values[: len(ours), :1]).double()
+    scale = truth.values.std()
     crps = fair_crps(ours.transpose(0, 1), right).mean((-2, -1)) / scale  # [N, T]
     persistent = (held - right).abs().mean((-2, -1)) / scale
     correlation = _correlation(ours.mean(1), right)
