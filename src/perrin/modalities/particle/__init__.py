@@ -190,14 +190,14 @@ def _fields(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--bodies",
         type=int,
-        help="nbody: along a side, and cells of the mesh (256, 128, 64 in 1, 2, 3 dimensions); plasma: electrons (65536); "
+        help="nbody: along a side, and cells of the mesh (256, 128, 64 in 1, 2, 3 dimensions); plasma: electrons (32768); "
         "md: atoms (108)",
     )
     group.add_argument("--box", type=float, help="nbody: side of the box, Mpc/h (128)")
     group.add_argument("--sigma8", type=float, help="nbody: linear rms in spheres of 8 Mpc/h at a = 1 (0.8)")
     group.add_argument("--particles", action="store_true", help="nbody, plasma: keep positions and velocities too")
     group.add_argument("--case", choices=("two-stream", "landau"), help="plasma: default two-stream")
-    group.add_argument("--wave", type=float, help="plasma: wave number of the box (two-stream 0.612, landau 0.5)")
+    group.add_argument("--wave", type=float, help="plasma: wave number of the box (two-stream 0.306, landau 0.5)")
     group.add_argument("--thermal", type=float, help="plasma, two-stream: spread over the streams' speed (0.1)")
     group.add_argument("--system", choices=("argon", "copper"), help="md: default argon")
     group.add_argument("--temperature", type=float, help="md: K (argon 94.4, copper 300)")

@@ -16,7 +16,7 @@ DATA: dict[str, dict[str, Any]] = {
         "sigma8": 0.8, "particles": False,
     },
     "plasma": {
-        "n": 100, "grid": 32, "times": 41, "interval": 1.0, "case": "two-stream", "bodies": 65536, "wave": None,
+        "n": 100, "grid": 32, "times": 41, "interval": 1.0, "case": "two-stream", "bodies": 32768, "wave": None,
         "thermal": None, "particles": False,
     },
     "md": {

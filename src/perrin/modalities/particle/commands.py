@@ -58,9 +58,8 @@ def evaluate(a: Namespace) -> None:
     check_counts(splits=a.splits)
     kind = kind_of(a.file)
     if not a.like:
-        raise PerrinError(
-            f"expected --like with a file of true {'flows' if kind == 'flow' else kind}, given none"
-        )
+        plural = {"flow": "flows", "density": "densities"}.get(kind, kind)
+        raise PerrinError(f"expected --like with a file of true {plural}, given none")
     other = kind_of(a.like)
     if other != kind:
         raise PerrinError(f"expected {kind} in {a.like} as in {a.file}, given {other}")
@@ -92,10 +91,16 @@ def compare(
             classifier=classifier,
             splits=splits,
         )
+    if kind not in ("flow", "density"):
+        raise PerrinError(
+            f"expected showers, jets, flows or densities, given {kind} in {file}: there are no metrics of it"
+        )
+    from perrin.modalities.particle.flow.densities import evaluate_densities
     from perrin.modalities.particle.flow.evaluate import evaluate_flow
     from perrin.modalities.particle.flow.files import read_flow
 
-    return evaluate_flow(read_flow(file), read_flow(truth))
+    measure = evaluate_flow if kind == "flow" else evaluate_densities
+    return measure(read_flow(file), read_flow(truth))
 
 
 def view(a: Namespace) -> None:
