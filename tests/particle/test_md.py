@@ -41,7 +41,7 @@ def test_energy_and_momentum_are_conserved(argon: tuple[Run, dict[str, np.ndarra
 
 
 def test_it_is_a_liquid_of_that_temperature(argon: tuple[Run, dict[str, np.ndarray]]) -> None:
-    run, found = argon
+    _, found = argon
     # NVE after the thermostat: one draw of the energy, whose spread at 108 atoms is about 6 %
     assert found["temperature"].mean() == pytest.approx(94.4, rel=0.2)
     side = 3 * SYSTEMS["argon"].cell
@@ -76,7 +76,9 @@ def test_argon_is_lennard_jones() -> None:
 
     pair = Atoms("Ar2", positions=[[0, 0, 0], [2 ** (1 / 6) * SIGMA, 0, 0]])
     pair.calc = calculator("argon")
-    assert pair.get_potential_energy() == pytest.approx(-EPSILON, rel=1e-6)  # the pair's well, inside the smooth cut
+    assert pair.get_potential_energy() == pytest.approx(
+        -EPSILON, rel=1e-6
+    )  # the pair's well, inside the smooth cut
     assert EPSILON / units.kB == pytest.approx(119.8, rel=1e-4)
 
 

@@ -32,7 +32,9 @@ def test_mass_is_on_the_mesh_and_forces_add_up_to_nothing(dimensions: int) -> No
     torch.testing.assert_close(weight.sum(-1), torch.ones(500).double(), rtol=1e-14, atol=0)
     assert float(deposit(index, weight, 8, dimensions).sum()) == pytest.approx(500, rel=1e-13)
     # a linear field is read exactly between the mesh's points
-    line = torch.arange(8, dtype=torch.float64).reshape([8] + [1] * (dimensions - 1)).expand((8,) * dimensions)
+    line = (
+        torch.arange(8, dtype=torch.float64).reshape([8] + [1] * (dimensions - 1)).expand((8,) * dimensions)
+    )
     inside = 7 * torch.rand(50, dimensions, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(gather(line[None].contiguous(), *cells(inside, 8))[:, 0], inside[:, 0])
     gravity = Gravity(dimensions=dimensions, size=8, bodies=8)
@@ -77,7 +79,9 @@ def test_the_error_of_zeldovichs_wave_falls_with_the_mesh() -> None:
 def test_small_waves_grow_and_decay_as_in_linear_theory(rate: float, start: float) -> None:
     """δ ∝ a grows; with velocities of the decaying mode δ ∝ a^(−3/2)."""
     gravity = Gravity(dimensions=2, size=64, bodies=64, step=0.02)
-    psi = 1e-4 * torch.stack([torch.sin(TWO_PI * gravity.lattice @ torch.tensor([1.0, 2.0]).double())] * 2, -1)
+    psi = 1e-4 * torch.stack(
+        [torch.sin(TWO_PI * gravity.lattice @ torch.tensor([1.0, 2.0]).double())] * 2, -1
+    )
     psi = psi * torch.tensor([1.0, 2.0]).double()
     x, p = gravity.run(gravity.lattice + psi, start * psi, 0.0, 0.7)
     size = ((x - gravity.lattice) * psi).sum() / psi.square().sum()

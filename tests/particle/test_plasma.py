@@ -14,7 +14,7 @@ from perrin.modalities.particle.bodies.plasma import Plasma, bit_reversed, cold_
 
 
 def langmuir(k: float) -> complex:
-    """The least damped root of `1 + (1 + ζ Z(ζ))/k² = 0`, `ζ = ω/(k√2)`, `Z = i√π w`, of a Maxwellian, by Newton's method."""
+    """The least damped root of `1 + (1 + ζ Z(ζ))/k² = 0`, `ζ = ω/(k√2)`, `Z = i√π w`, of a Maxwellian, by Newton."""
     zeta = complex(math.sqrt(1 + 3 * k * k), -0.01 - 0.2 * k) / (k * math.sqrt(2))
     for _ in range(50):
         z = 1j * math.sqrt(math.pi) * wofz(zeta)
@@ -97,7 +97,9 @@ def test_a_cold_plasma_rings_at_its_own_frequency() -> None:
 
 def test_momentum_and_energy_are_conserved_beyond_saturation() -> None:
     plasma = Plasma(wave=0.5 * math.sqrt(3 / 8), bodies=16384)
-    x, v = plasma.start(torch.Generator().manual_seed(1), streams=1.0, thermal=0.1, amplitudes=(0.01, 0.01, 0.01))
+    x, v = plasma.start(
+        torch.Generator().manual_seed(1), streams=1.0, thermal=0.1, amplitudes=(0.01, 0.01, 0.01)
+    )
     before = sum(plasma.energies(x, v))
     largest = 0.0
     for _ in range(8):

@@ -178,7 +178,9 @@ def _fields(group: _ArgumentGroup) -> None:
     """Options of trajectories; which data set takes which, and their defaults, is in `chunks.DATA`."""
     group.add_argument("--grid", type=int, help="kolmogorov, nbody, plasma: points along a side (default 32)")
     group.add_argument(
-        "--times", type=int, help="kolmogorov, nbody, plasma, md: states in a trajectory (default 41, of nbody 9)"
+        "--times",
+        type=int,
+        help="kolmogorov, nbody, plasma, md: states in a trajectory (default 41, of nbody 9)",
     )
     group.add_argument(
         "--interval",
@@ -195,10 +197,16 @@ def _fields(group: _ArgumentGroup) -> None:
     )
     group.add_argument("--box", type=float, help="nbody: side of the box, Mpc/h (128)")
     group.add_argument("--sigma8", type=float, help="nbody: linear rms in spheres of 8 Mpc/h at a = 1 (0.8)")
-    group.add_argument("--particles", action="store_true", help="nbody, plasma: keep positions and velocities too")
+    group.add_argument(
+        "--particles", action="store_true", help="nbody, plasma: keep positions and velocities too"
+    )
     group.add_argument("--case", choices=("two-stream", "landau"), help="plasma: default two-stream")
-    group.add_argument("--wave", type=float, help="plasma: wave number of the box (two-stream 0.306, landau 0.5)")
-    group.add_argument("--thermal", type=float, help="plasma, two-stream: spread over the streams' speed (0.1)")
+    group.add_argument(
+        "--wave", type=float, help="plasma: wave number of the box (two-stream 0.306, landau 0.5)"
+    )
+    group.add_argument(
+        "--thermal", type=float, help="plasma, two-stream: spread over the streams' speed (0.1)"
+    )
     group.add_argument("--system", choices=("argon", "copper"), help="md: default argon")
     group.add_argument("--temperature", type=float, help="md: K (argon 94.4, copper 300)")
     group.add_argument("--ensemble", choices=("nve", "nvt"), help="md: default nve")

@@ -11,7 +11,6 @@ import numpy as np
 from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities.particle.chunks import STATE, chunks, finish, settled
 
-
 _NAMES = (
     ("showers", "showers"),
     ("particle_features", "jets"),
@@ -47,7 +46,9 @@ def kind_of(path: str | Path) -> str:
                 return kind
         names = ", ".join(list(file)[:5]) or "nothing"
     known = ", ".join(name for name, _ in _NAMES)
-    raise PerrinError(f"expected a file of showers, jets, flows or bodies ({known}), given {path} with {names}")
+    raise PerrinError(
+        f"expected a file of showers, jets, flows or bodies ({known}), given {path} with {names}"
+    )
 
 
 def evaluate(a: Namespace) -> None:

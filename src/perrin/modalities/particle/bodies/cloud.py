@@ -1,8 +1,9 @@
 """Cloud-in-cell: particles on a periodic mesh, and the mesh at particles, with the same weights.
 
 A particle at `x` (in cells, `0 ≤ x < m` along each axis) is shared among the `2^d` cells around it by
-`Π_i (1 − |x_i − j_i|)` (Hockney and Eastwood 1988, §5-3). Weights add up to one, so the mesh holds the particles' whole mass.
-A force that is made on the mesh by an odd kernel and read with these weights has no net force on the particles together.
+`Π_i (1 − |x_i − j_i|)` (Hockney and Eastwood 1988, §5-3). Weights add up to one, so the mesh holds the particles'
+whole mass. A force that is made on the mesh by an odd kernel and read with these weights has no net force on all of
+them.
 """
 
 from __future__ import annotations

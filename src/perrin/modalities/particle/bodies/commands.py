@@ -111,9 +111,20 @@ def plasma(a: Namespace, b: Namespace) -> None:
     made = Plasma(wave=case["wave"], bodies=b.bodies)
     key = {"what": "plasma", "seed": a.seed, "times": b.times, "interval": b.interval, "grid": b.grid}
     key |= {"case": b.case, "particles": b.particles, **case, **asdict(made)}
-    parts = chunks(a, key, b.n, _make_plasma, (made, b.case, case, a.seed, b.times, b.interval, b.grid, b.particles))
-    words = asdict(made) | {"case": b.case, "streams": case["streams"], "thermal": case["thermal"], "seed": a.seed}
-    words |= {"box": made.box, "top": case["top"], "title": "electrons in one dimension, by the particle-in-cell method"}
+    parts = chunks(
+        a, key, b.n, _make_plasma, (made, b.case, case, a.seed, b.times, b.interval, b.grid, b.particles)
+    )
+    words = asdict(made) | {
+        "case": b.case,
+        "streams": case["streams"],
+        "thermal": case["thermal"],
+        "seed": a.seed,
+    }
+    words |= {
+        "box": made.box,
+        "top": case["top"],
+        "title": "electrons in one dimension, by the particle-in-cell method",
+    }
 
     def all_of(name: str) -> np.ndarray:
         return np.stack([parts[k][name] for k in range(b.n)])
@@ -121,7 +132,9 @@ def plasma(a: Namespace, b: Namespace) -> None:
     line = made.box * np.arange(made.size) / made.size
     more = {
         "cell": Variable(("cell",), line, "x of the mesh, in units of v₀/ω_p"),
-        "electric_field": Variable(("trajectory", "time", "cell"), all_of("electric_field"), "electric field"),
+        "electric_field": Variable(
+            ("trajectory", "time", "cell"), all_of("electric_field"), "electric field"
+        ),
     }
     for name, told in (("kinetic_energy", "of electrons"), ("field_energy", "of the electric field")):
         axes = ("trajectory", "time")
@@ -179,7 +192,9 @@ def md(a: Namespace, b: Namespace) -> None:
     parts = chunks(a, key, b.n, _make_md, (run, a.seed))
     write_md(a.out, run, [parts[k] for k in range(b.n)], a.seed)
     finish(a, key)
-    print(f"{counted(b.n, 'trajectories')} of {counted(b.times, 'states')} of {counted(run.atoms, 'atoms')} in {a.out}")
+    print(
+        f"{counted(b.n, 'trajectories')} of {counted(b.times, 'states')} of {counted(run.atoms, 'atoms')} in {a.out}"
+    )
 
 
 def _make_md(number: int) -> dict[str, np.ndarray]:

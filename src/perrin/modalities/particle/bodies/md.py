@@ -1,9 +1,9 @@
 """Molecular dynamics through ASE: liquid argon by Lennard-Jones forces (Rahman 1964) and copper by effective-medium theory.
 
 A crystal is given velocities of Maxwell and Boltzmann without a net momentum; argon is melted at three times its temperature
-first. Then it is brought to its temperature by stochastic rescaling of velocities (Bussi, Donadio and Parrinello 2007), which
-keeps the net momentum zero, and followed by the velocity Verlet method, alone (`nve`) or with the rescaling (`nvt`). The
-temperature is that of 3N − 3 degrees of freedom: the centre of mass rests.
+first. Then it is brought to its temperature by stochastic rescaling of velocities (Bussi, Donadio and Parrinello 2007),
+which keeps the net momentum zero, and followed by the velocity Verlet method, alone (`nve`) or with the rescaling (`nvt`).
+The temperature is that of 3N − 3 degrees of freedom: the centre of mass rests.
 
 Positions are in Å and not folded into the box, velocities in Å/fs, energies in eV, forces in eV/Å, temperatures in K.
 """
@@ -48,7 +48,9 @@ class System:
 
 
 SYSTEMS = {
-    "argon": System(symbol="Ar", cell=5.7803, temperature=94.4, step=10.0, melt=2000.0, settle=4000.0),  # 1.374 g/cm³
+    "argon": System(
+        symbol="Ar", cell=5.7803, temperature=94.4, step=10.0, melt=2000.0, settle=4000.0
+    ),  # 1.374 g/cm³
     "copper": System(symbol="Cu", cell=3.61, temperature=300.0),
 }
 EPSILON, SIGMA = 0.0103236, 3.405
@@ -138,7 +140,8 @@ def kelvin(atoms: Any) -> float:
 
 
 def make(run: Run, seed: int) -> Arrays:
-    """One trajectory: `positions`, `velocities`, `forces` `[T, N, 3]`, `potential_energy`, `kinetic_energy`, `temperature` `[T]`.
+    """One trajectory: `positions`, `velocities`, `forces` `[T, N, 3]`; `potential_energy`, `kinetic_energy`, `temperature`
+    `[T]`.
 
     Arguments:
         seed: of the velocities and the thermostat.

@@ -8,8 +8,8 @@ with comoving positions `x` in a periodic box. A small disturbance grows as `δ 
 `p = e^{η/2} x′`, so that `p′ = −(3/2) e^{η/2} ∇φ` and `x′ = e^{−η/2} p`, kick and drift are integrated exactly (Quinn et al.
 1997) in a leapfrog, kick–drift–kick, which can be run backwards.
 
-The mesh: cloud-in-cell (`cloud.py`), Poisson's equation and the gradient by Fourier transforms, `−i k φ_k` without the highest
-wave (Hockney and Eastwood 1988). Self-forces vanish, and `Σ p` is constant, to rounding. Everything is float64.
+The mesh: cloud-in-cell (`cloud.py`), Poisson's equation and the gradient by Fourier transforms, `−i k φ_k` without the
+highest wave (Hockney and Eastwood 1988). Self-forces vanish, and `Σ p` is constant, to rounding. Everything is float64.
 
 The start is Zel'dovich's: particles of a lattice `q` are moved by `ψ`, `x = q + e^η ψ(q)`, `p = e^{3η/2} ψ(q)` with
 `δ_lin = −e^η ∇·ψ`. A plane wave is then exact until orbits cross. `ψ` is a Gaussian field whose power is
@@ -140,9 +140,7 @@ class Gravity:
         hat = white * n ** (d / 2) * delta.sqrt()
         hat[(0,) * d] = 0
         potential = hat / k2.masked_fill(k2 == 0, math.inf)
-        return torch.stack(
-            [torch.fft.irfftn(1j * _odd(a, n) * potential, s=shape).flatten() for a in k], -1
-        )
+        return torch.stack([torch.fft.irfftn(1j * _odd(a, n) * potential, s=shape).flatten() for a in k], -1)
 
     def start(self, psi: Tensor, eta: float) -> tuple[Tensor, Tensor]:
         """Zel'dovich's positions and momenta at `eta` for a displacement ψ at a = 1, all `[N, d]`."""
@@ -183,4 +181,3 @@ def _kick(a: float, b: float) -> float:
 def _drift(a: float, b: float) -> float:
     """∫ e^{−η/2} dη."""
     return 2 * (math.exp(-a / 2) - math.exp(-b / 2))
-

@@ -1,12 +1,12 @@
 r"""Electrons in one dimension over a fixed, neutralising background, by the particle-in-cell method.
 
-Time is in units of `1/ω_p`, velocity in units of a speed `v₀` (of the streams, or the thermal one), length in units of `v₀/ω_p`:
+Time is in units of `1/ω_p`, velocity in units of a speed `v₀` (of the streams, or the thermal one), length in `v₀/ω_p`:
 
     x′ = v,    v′ = −E,    ∂E/∂x = 1 − n.
 
 Charges are shared among cells and the field is read with the same cloud-in-cell weights (`cloud.py`), Poisson's equation is
-solved by a Fourier transform, and time goes by a leapfrog, kick–drift–kick (Birdsall and Langdon 1985). Momentum is conserved
-to rounding, energy to the error of the mesh and the step. Everything is float64.
+solved by a Fourier transform, and time goes by a leapfrog, kick–drift–kick (Birdsall and Langdon 1985). Momentum is
+conserved to rounding, energy to the error of the mesh and the step. Everything is float64.
 
 Starts are quiet: every velocity, a quantile of the distribution, is given to 4 electrons at even distances, so that waves up
 to the third hold no noise until something presses electrons together; the sets of 4 are offset by a bit-reversed sequence,
@@ -28,7 +28,6 @@ from torch import Tensor
 
 from perrin.errors import PerrinError
 from perrin.modalities.particle.bodies.cloud import cells, deposit, gather
-
 
 EVEN = 4
 """Electrons of one velocity at the start."""
@@ -132,7 +131,7 @@ class Plasma:
         return moved, v
 
     def phase_space(self, x: Tensor, v: Tensor, grid: int, top: float) -> Tensor:
-        """Density in velocity and position over its mean, `[grid, grid]`, rows from −top to top; what is beyond is left out."""
+        """Density in velocity and position over its mean, `[grid, grid]`, rows from −top to top, without what is beyond."""
         row = (v / top + 1) * (grid / 2) - 0.5
         kept = (row >= 0) & (row < grid - 1)
         place = torch.stack([row, x * (grid / self.box)], -1)[kept]

@@ -50,7 +50,9 @@ def evaluate_densities(generated: Trajectories, truth: Trajectories) -> dict[str
         raise PerrinError(f"expected fields of the truth's grid {b.shape[-1]}, given {a.shape[-1]}")
     if len(b) < 2:
         raise PerrinError(f"expected at least 2 trajectories of the truth, given {len(b)}")
-    same = a.shape[1] == 1 or b.shape[1] == 1 or math.isclose(generated.interval, truth.interval, rel_tol=1e-3)
+    same = (
+        a.shape[1] == 1 or b.shape[1] == 1 or math.isclose(generated.interval, truth.interval, rel_tol=1e-3)
+    )
     offset = (generated.begin - truth.begin) / (truth.interval or 1.0)
     first = round(offset)
     if not same or abs(offset - first) > 1e-3 or first < 0 or first + a.shape[1] > b.shape[1]:
@@ -66,7 +68,9 @@ def evaluate_densities(generated: Trajectories, truth: Trajectories) -> dict[str
     both = (ours, other)
     lines = [
         lined("power, mean |ratio − 1|", (_ratio(base, x) for x in both), "%"),
-        lined("power at the last time, mean |ratio − 1|", (_ratio(base[:, -1:], x[:, -1:]) for x in both), "%"),
+        lined(
+            "power at the last time, mean |ratio − 1|", (_ratio(base[:, -1:], x[:, -1:]) for x in both), "%"
+        ),
         lined("mass, largest relative change", (_mass(x) for x in (a, b[half:]))),
         lined("smallest density", (Measured(float(x.min()), _NAN) for x in both)),
         lined("W1 density", (_w1(base, x) for x in both)),

@@ -112,7 +112,9 @@ def scores(
     for k in sorted({0, min(3, last), last}):
         after = f"/ σ after {k + 1} interval{'s' if k else ''}"
         for name, x in crps.items():
-            lines.append(Line(f"fair CRPS{name} {after}", Measured(float(x[:, k].mean()), error(x[:, k])), none))
+            lines.append(
+                Line(f"fair CRPS{name} {after}", Measured(float(x[:, k].mean()), error(x[:, k])), none)
+            )
     for name, c in correlation.items():
         time = Measured(_time_to(c.mean(0), generated.interval), _NAN)
         lines.append(Line(f"time to correlation 0.8{name}", time, none, "time"))

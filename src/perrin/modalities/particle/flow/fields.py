@@ -1,9 +1,9 @@
 """What a field is to the model of the next state: how it is encoded, what its dynamics conserves, and its symmetries.
 
 A field moves on by a change `x`, of about unit variance, of its encoding `e`: `ω′ = e⁻¹(e(ω) + s x)`, followed by what the
-dynamics conserves. Vorticity is its own encoding, and keeps its mean (and lacks the grid's highest wave, so that its velocity
-is a field of the grid). A density's is `ln(ρ + c)`; the result is cut at 0 and scaled to the mean it had, so that mass is
-conserved to rounding and nothing is negative.
+dynamics conserves. Vorticity is its own encoding, and keeps its mean (and lacks the grid's highest wave, so that its
+velocity is a field of the grid). A density's is `ln(ρ + c)`; the result is cut at 0 and scaled to the mean it had, so that
+mass is conserved to rounding and nothing is negative.
 """
 
 from __future__ import annotations

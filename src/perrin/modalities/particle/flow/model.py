@@ -248,24 +248,21 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
         """
         n, kind = self.config.size, self.config.kind
         if fields.ndim != 3 or fields.shape[1:] != (n, n) or not len(fields):
-            raise PerrinError(
-                f"expected {kind.name} [N, {n}, {n}] to start from, given {list(fields.shape)}"
-            )
+            raise PerrinError(f"expected {kind.name} [N, {n}, {n}] to start from, given {list(fields.shape)}")
         if not np.isfinite(fields).all():
             raise PerrinError(f"expected finite {kind.name} to start from, given NaN or infinity")
         if kind.nonnegative and fields.min() < 0:
-            raise PerrinError(
-                f"expected {kind.name} of at least 0 to start from, given {fields.min():g}"
-            )
+            raise PerrinError(f"expected {kind.name} of at least 0 to start from, given {fields.min():g}")
         if interval and abs(interval / self.config.interval - 1) > 1e-3:
             raise PerrinError(
                 f"expected states {self.config.interval:g} apart, which the model was trained on, given {interval:g}"
             )
+        what = "flow" if kind.name == "vorticity" else kind.name
         for name in kind.parameters:
             own, given = self.config.words.get(name), (words or {}).get(name)
             if isinstance(own, int | float) and isinstance(given, int | float) and not _alike(own, given):
                 raise PerrinError(
-                    f"expected a {'flow' if kind.name == 'vorticity' else kind.name} of {name} {own:g}, which the model was trained on, given {given:g}"
+                    f"expected a {what} of {name} {own:g}, which the model was trained on, given {given:g}"
                 )
 
     def next(
