@@ -66,7 +66,7 @@ def atoms(names: list[str]) -> list[str]:
     time = _edges(sets[0]["time"])
     count = len(time) - 1
     whole = [s["kinetic_energy"] + s["potential_energy"] for s in sets]
-    pairs = [_pairs(s["positions"], s["cell"]) for s in sets]
+    found = [pairs(s["positions"], s["cell"]) for s in sets]
     return [
         figure(
             "mean temperature in time, K",
@@ -81,12 +81,12 @@ def atoms(names: list[str]) -> list[str]:
             *_pair([np.linalg.norm(s["velocities"], axis=-1).ravel()[:500_000] for s in sets]),
         ),
         figure(
-            "pair correlation g(r), r to half the box, Å", Curve(pairs[0][0], *_pair([p[1] for p in pairs]))
+            "pair correlation g(r), r to half the box, Å", Curve(found[0][0], *_pair([p[1] for p in found]))
         ),
     ]
 
 
-def _pairs(positions: Array, cell: Array, frames: int = 40) -> tuple[Array, Array]:
+def pairs(positions: Array, cell: Array, frames: int = 40) -> tuple[Array, Array]:
     """Edges of r and g(r) of some frames evenly taken."""
     flat = positions.reshape(-1, *positions.shape[2:])
     flat = flat[:: max(1, len(flat) // frames)][:frames]
