@@ -64,10 +64,10 @@ def densities(folder: Path, path: Path) -> None:
         ("model", runs.values[:, -1], "tab:red", "--"),
     )
     for name, x, colour, line in curves:
-        p = power(torch.from_numpy(x) - 1).mean(0)[1:]
+        p = power(torch.from_numpy(x) - 1).mean(0)[1:].numpy()
         axes[4].loglog(k, p * 2 * np.pi * k**2, color=colour, ls=line, label=name)
     lost = np.exp(2 * (truth.values.shape[1] - 1) * truth.interval)
-    p = power(torch.from_numpy(truth.values[:, 0]) - 1).mean(0)[1:]
+    p = power(torch.from_numpy(truth.values[:, 0]) - 1).mean(0)[1:].numpy()
     axes[4].loglog(k, lost * p * 2 * np.pi * k**2, color="0.6", ls=":", label="linear theory")
     axes[4].set_title("power per ln k", fontsize=10)
     axes[4].legend(fontsize=7)
@@ -112,10 +112,12 @@ def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder")
+    parser.add_argument("--drawn", action="store_true", help="draw what the folder has, and run nothing")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(a.folder or temporary)
-        run(folder)
+        if not a.drawn:
+            run(folder)
         densities(folder, HERE / "images" / "particle-density.png")
         others(folder, HERE / "images" / "particle-bodies.png")
 
