@@ -91,7 +91,7 @@ def others(folder: Path, path: Path) -> None:
         field, time, wave = file["electric_field"][0], file["time"][:], float(file.attrs["wave"])
         hat = np.abs(np.fft.rfft(field, axis=1)[:, 1])
         axes[3].semilogy(time, hat, "k", label="electric field")
-        middle = int(np.argmax(hat > 0.02 * hat.max()))
+        middle = int(np.argmax(hat > 0.2 * hat.max()))
         axes[3].semilogy(
             time, hat[middle] * np.exp(cold_growth(wave) * (time - time[middle])), "r--", label="theory"
         )
@@ -103,7 +103,7 @@ def others(folder: Path, path: Path) -> None:
     axes[4].stairs(g, edges, color="k")
     axes[4].axvline(3.7, color="r", ls="--", lw=1, label="Rahman 1964: 3.7 Å")
     axes[4].set_title("liquid argon, g(r), Å", fontsize=10)
-    axes[4].legend(fontsize=7)
+    axes[4].legend(fontsize=7, loc="lower right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
