@@ -127,7 +127,7 @@ def flow_config(data: Trajectories, network: NetworkConfig | None = None) -> Flo
         scale=float(w.std()),
         change=float((w[:, 1:] - w[:, :-1]).std()),
         wave=int(data.words.get("wave", 4)),
-        words={k: v for k, v in data.words.items() if isinstance(v, int | float | str)},
+        words={k: v for k, v in data.words.items() if isinstance(v, int | float | str) and k != "seed"},
         network=network or NetworkConfig(),
     )
 
