@@ -100,7 +100,7 @@ def simulate(
         for part in now.split(256):
             seen = (c.kind.encode(part) / c.scale).unsqueeze(1)
             noise = torch.randn(seen.shape, generator=generator).to(device)
-            parts.append(c.kind.advance(part, c.change * model(seen, noise).squeeze(1)))
+            parts.append(c.kind.advance(part, model(seen, noise).squeeze(1), c.change))
         now = torch.cat(parts)
         out.append(now.cpu())
     return torch.stack(out, 1).numpy()

@@ -36,8 +36,8 @@ class Field(Protocol):
     def held(self, y: Tensor) -> Tensor:
         """The network's output `[B, 1, n, n]` without what a change cannot have."""
 
-    def advance(self, now: Tensor, change: Tensor) -> Tensor:
-        """The fields `[B, n, n]` after a change of their encoding."""
+    def advance(self, now: Tensor, x: Tensor, size: float) -> Tensor:
+        """The fields `[B, n, n]` after a change `size · x` of their encoding."""
 
     def moved(self, pair: Tensor, generator: torch.Generator, wave: int) -> Tensor:
         """Pairs of states `[B, 2, n, n]` under a random symmetry each."""
@@ -58,9 +58,9 @@ class Vorticity:
         """See `Field`."""
         return y - y.mean((2, 3), keepdim=True)
 
-    def advance(self, now: Tensor, change: Tensor) -> Tensor:
+    def advance(self, now: Tensor, x: Tensor, size: float) -> Tensor:
         """See `Field`."""
-        return now + project(change).to(change)
+        return now + size * project(x).to(x)
 
     def moved(self, pair: Tensor, generator: torch.Generator, wave: int) -> Tensor:
         """Along x by any number of points, along y by whole periods of the force."""
@@ -84,10 +84,10 @@ class Density:
         """See `Field`."""
         return y
 
-    def advance(self, now: Tensor, change: Tensor) -> Tensor:
+    def advance(self, now: Tensor, x: Tensor, size: float) -> Tensor:
         """See `Field`."""
         whole = now.double().mean((-2, -1), keepdim=True)
-        later = ((self.encode(now) + change).double().exp() - self.floor).clamp(min=0)
+        later = ((self.encode(now) + size * x).double().exp() - self.floor).clamp(min=0)
         mean = later.mean((-2, -1), keepdim=True)
         return (later * whole / mean.clamp(min=1e-12)).to(now)
 

@@ -293,7 +293,7 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
             start=state,
             mode=self.mode,
         )[CHANGE]
-        return c.kind.advance(now, c.change * x.squeeze(1))
+        return c.kind.advance(now, x.squeeze(1), c.change)
 
     def simulate(
         self,
