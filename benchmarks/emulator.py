@@ -1,12 +1,14 @@
-"""The peer of the flow model: a deterministic emulator of the same size, fine-tuned by the fair CRPS of two members.
+"""The peer of the model of flows and densities: a deterministic emulator of its size, fine-tuned by the fair CRPS of two
+draws.
 
     python benchmarks/emulator.py train.h5 test.h5 -o emulator.h5 [--steps 20000] [--members 16] [--intervals 20]
     perrin evaluate emulator.h5 --like test.h5
 
 For the first half of the steps the network predicts the change over one interval by least squares, without noise. For the
 second half it is given a channel of white noise and trained by `½ Σ|x_i − y| − ½|x_1 − x_2|`, the fair CRPS of two draws, so
-that its ensembles spread. Network, data, shifts and learning rates are those of `perrin train particle/kolmogorov`;
-one evaluation makes a state, where the diffusion model needs its number of steps.
+that its ensembles spread. Network, data, shifts and learning rates are those of `perrin train particle/kolmogorov`,
+or `particle/nbody` where the file holds densities; one evaluation makes a state, where the diffusion model needs its number
+of steps.
 """
 
 from __future__ import annotations
@@ -21,25 +23,26 @@ import torch
 from torch import Tensor, nn
 
 from perrin.core.scores import fair_crps
+from perrin.modalities.particle.flow.fields import Field
 from perrin.modalities.particle.flow.files import Trajectories, read_flow, write_flow
 from perrin.modalities.particle.flow.model import FlowConfig, FlowTask, NetworkConfig, build, flow_config
-from perrin.modalities.particle.flow.solver import project
 from perrin.nets.periodic import PeriodicUNet
 from perrin.train import Trainer, TrainOptions
 
 
 class Emulator(nn.Module):
-    """`(state / σ, noise) → change / s`, of zero mean."""
+    """`(encoded state / σ, noise) → change / s`, less what a change cannot have."""
 
-    def __init__(self, c: NetworkConfig) -> None:
+    def __init__(self, c: NetworkConfig, kind: Field) -> None:
         super().__init__()
+        self.kind = kind
         self.body = PeriodicUNet(2, 1, c.widths, c.blocks, c.condition)
         self.told = nn.Parameter(torch.zeros(1, c.condition))
 
     def forward(self, now: Tensor, noise: Tensor) -> Tensor:
         """Both `[B, 1, n, n]`."""
         y = self.body(torch.cat((now, noise), 1), self.told.expand(len(now), -1)).float()
-        return y - y.mean((2, 3), keepdim=True)
+        return self.kind.held(y)
 
 
 class EmulatorTask(FlowTask):
@@ -94,10 +97,11 @@ def simulate(
     out = [now.cpu()]
     for _ in range(intervals):
         parts = []
-        for part in now.unsqueeze(1).split(256):
-            noise = torch.randn(part.shape, generator=generator).to(device)
-            parts.append(part + c.change * project(model(part / c.scale, noise).cpu()).float().to(device))
-        now = torch.cat(parts).squeeze(1)
+        for part in now.split(256):
+            seen = (c.kind.encode(part) / c.scale).unsqueeze(1)
+            noise = torch.randn(seen.shape, generator=generator).to(device)
+            parts.append(c.kind.advance(part, model(seen, noise).squeeze(1), c.change))
+        now = torch.cat(parts)
         out.append(now.cpu())
     return torch.stack(out, 1).numpy()
 
@@ -116,12 +120,13 @@ def main() -> None:
     parser.add_argument("--intervals", type=int, default=20)
     parser.add_argument("--widths", default="48,96,128", help="of the U-Net, as the model's")
     parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--condition", type=int, default=128)
     a = parser.parse_args()
     data, test = read_flow(a.train), read_flow(a.test)
     widths = tuple(int(w) for w in a.widths.split(","))
-    config = flow_config(data, NetworkConfig(widths=widths, blocks=a.blocks))
+    config = flow_config(data, NetworkConfig(widths=widths, blocks=a.blocks, condition=a.condition))
     torch.manual_seed(0)
-    model = Emulator(config.network)
+    model = Emulator(config.network, config.kind)
     cuda = torch.cuda.is_available()
     options = TrainOptions(
         steps=a.steps,
@@ -136,8 +141,9 @@ def main() -> None:
     )
     task = EmulatorTask(model, config, data, batch=a.batch, turn=a.steps // 2)
     Trainer(task, options, Path(a.out + ".run"), accelerator="cuda" if cuda else "cpu", devices=1).run()  # type: ignore[arg-type]
-    found = simulate(model, config, test.vorticity[:, 0], a.intervals, a.members, "cuda" if cuda else "cpu")
-    write_flow(a.out, Trajectories(found, data.interval, {"members": a.members, "title": "emulator"}))
+    found = simulate(model, config, test.values[:, 0], a.intervals, a.members, "cuda" if cuda else "cpu")
+    words = {"members": a.members, "title": "emulator"}
+    write_flow(a.out, Trajectories(found, data.interval, words, test.name, test.begin))
     print(f"{a.members} runs from each of {len(test)} states in {a.out}")
 
 

@@ -1,10 +1,10 @@
-"""Showers, jets and flows against their targets, beside published values and truth against truth in the same run.
+"""Showers, jets, flows and densities against their targets, beside published values and truth against truth in the same run.
 
     perrin sample particle/showers -n 3160 -o showers.h5
     perrin sample particle/jets --class top -n 10000 -o top.h5
     perrin simulate particle/kolmogorov --from test.h5 -n 16 --intervals 20 -o flow.h5
     python benchmarks/particle.py --showers showers.h5 geant4_test.h5 --jets top top.h5 pythia_top.h5 \\
-        --flow flow.h5 test.h5 [--splits 3] [--break-even flow.h5] [--json FILE]
+        --flow flow.h5 test.h5 --density runs.h5 densities.h5 [--splits 3] [--break-even flow.h5] [--json FILE]
 
 What is compared with what is written in `docs/particle/metrics.md`. Times are read from the `.run.json` beside each file.
 Published rows are on other data (CaloChallenge data set 2: 100,000 showers of 1 to 1000 GeV; JetNet30: 50,000 real jets), so
@@ -98,6 +98,24 @@ def flow(ours: str, truth: str, rows: list[tuple[str, ...]]) -> dict[str, Any]:
     return result
 
 
+def density(ours: str, truth: str, rows: list[tuple[str, ...]]) -> dict[str, Any]:
+    """Metrics and targets of a density of bodies."""
+    result = compare("density", ours, truth)
+    print_lines(f"density: {ours} like {truth}", table_of(result), [f"{result['samples']} trajectories"])
+    a, b = value(result, "power, mean |ratio − 1|")
+    rows.append(("density, power", "within 10 %", f"{a:.1f} %", f"{b:.1f} %", verdict(a <= 10)))
+    a, b = value(result, "mass, largest relative change")
+    rows.append(("density, mass (float32)", "≤ 1e-6", f"{a:.1e}", f"{b:.1e}", verdict(a <= 1e-6)))
+    for name in (n for n in result["metrics"] if n.startswith("fair CRPS / σ")):
+        a = value(result, name)[0]
+        best = min(
+            value(result, name.replace("CRPS", f"CRPS of {k}"))[0] for k in ("persistence", "linear theory")
+        )
+        wanted = f"< {best:.3f}, references"
+        rows.append((f"density, {name}", wanted, f"{a:.3f}", "–", verdict(a < best)))
+    return result
+
+
 def break_even(file: str, truth: str) -> None:
     """After how many states the model has paid for its training data, if a state of it is cheaper than the solver's."""
     import torch
@@ -106,13 +124,13 @@ def break_even(file: str, truth: str) -> None:
     from perrin.modalities.particle.flow.solver import Flow, resample
 
     record = json.loads(Path(file + ".run.json").read_text())
-    found = read_flow(file).vorticity
+    found = read_flow(file).values
     states = found.shape[0] * (found.shape[1] - 1)
     model = record["result"]["seconds"] / states
     data = read_flow(truth)
     names = ("size", "viscosity", "friction", "force", "wave", "dt")
     solver = Flow(**{k: data.words[k] for k in names})
-    start = resample(torch.from_numpy(data.vorticity[:8, 0]), solver.size)
+    start = resample(torch.from_numpy(data.values[:8, 0]), solver.size)
     begin = time.perf_counter()
     solver.run(start, data.interval)
     cost = (time.perf_counter() - begin) / len(start)
@@ -121,7 +139,7 @@ def break_even(file: str, truth: str) -> None:
         f"one state: solver {1000 * cost:.2f} ms, model {1000 * model:.2f} ms; the solver's cost is {ratio}"
     )
     if cost > model:
-        print(f"break-even after {len(data) * data.vorticity.shape[1] * cost / (cost - model):.0f} states")
+        print(f"break-even after {len(data) * data.values.shape[1] * cost / (cost - model):.0f} states")
     else:
         print("no break-even on this machine: the solver of this small flow is the faster one")
 
@@ -157,6 +175,7 @@ def main() -> None:
     parser.add_argument("--showers", nargs=2, metavar=("OURS", "TRUTH"))
     parser.add_argument("--jets", nargs=3, action="append", default=[], metavar=("CLASS", "OURS", "TRUTH"))
     parser.add_argument("--flow", nargs=2, metavar=("OURS", "TRUTH"))
+    parser.add_argument("--density", nargs=2, metavar=("OURS", "TRUTH"))
     parser.add_argument("--break-even", action="store_true", help="time the flow's solver")
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
@@ -173,6 +192,8 @@ def main() -> None:
         results["flow"] = flow(*a.flow, rows)
         if a.break_even:
             break_even(*a.flow)
+    if a.density:
+        results["density"] = density(*a.density, rows)
     table("targets", ("what", "target", "ours", "truth vs truth", ""), rows)
     if a.json:
         write_json(a.json, results)

@@ -99,11 +99,11 @@ def test_flows_are_simulated_and_inverted(folder: Path, tmp_path: Path) -> None:
     out, start = tmp_path / "s.h5", str(folder / "flow.h5")
     words = ["simulate", str(folder / "f"), "--from", start, "-n", "2", "--intervals", "3", "-o", str(out)]
     assert main(words) == 0
-    assert read_flow(out).vorticity.shape == (6, 4, 16, 16)
+    assert read_flow(out).values.shape == (6, 4, 16, 16)
     assert main(["evaluate", str(out), "--like", start]) == 0
     back = tmp_path / "i.h5"
     assert main(["invert", str(folder / "f"), "--measured", start, "-n", "2", "-o", str(back)]) == 0
-    assert read_flow(back).vorticity.shape == (6, 2, 16, 16)
+    assert read_flow(back).values.shape == (6, 2, 16, 16)
     assert (
         main(["invert", str(folder / "f"), "--measured", start, "-n", "1", "--blur", "1", "-o", f"{back}.h5"])
         == 0
@@ -159,7 +159,7 @@ def test_trajectories_are_made_and_do_not_depend_on_their_number(tmp_path: Path)
     ]
     assert main([*words, "-n", "2", "-o", str(few), "--workers", "1"]) == 0
     assert main([*words, "-n", "3", "-o", str(many), "--workers", "1"]) == 0
-    np.testing.assert_array_equal(read_flow(many).vorticity[:2], read_flow(few).vorticity)
+    np.testing.assert_array_equal(read_flow(many).values[:2], read_flow(few).values)
 
 
 @pytest.mark.parametrize(

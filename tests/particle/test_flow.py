@@ -135,15 +135,15 @@ def test_files_keep_flows_and_others_can_read_them(tmp_path: Path, data: Traject
     path = tmp_path / "flow.h5"
     write_flow(path, data)
     found = read_flow(path)
-    np.testing.assert_array_equal(found.vorticity, data.vorticity)
+    np.testing.assert_array_equal(found.values, data.values)
     assert found.interval == pytest.approx(0.2)
     assert found.words["viscosity"] == 0.02
     netcdf = pytest.importorskip("netCDF4")
     with netcdf.Dataset(path) as file:
         assert file["vorticity"].dimensions == ("trajectory", "time", "y", "x")
-    bad = data.vorticity.copy()
+    bad = data.values.copy()
     bad[2, 1, 0, 0] = np.nan
-    write_flow(path, dataclasses.replace(data, vorticity=bad))
+    write_flow(path, dataclasses.replace(data, values=bad))
     with pytest.raises(PerrinError, match=r"finite vorticity.*number 2"):
         read_flow(path)
 
@@ -169,7 +169,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Trajectories) -> Flo
 
 
 def test_a_trajectory_does_not_depend_on_its_batch(trained: FlowModel, data: Trajectories) -> None:
-    start = data.vorticity[:3, 0]
+    start = data.values[:3, 0]
     a = trained.simulate(start, 2, members=2, batch=6)
     b = trained.simulate(start[:2], 2, members=2, batch=1)
     assert a.shape == (3, 2, 3, 16, 16)
@@ -178,22 +178,22 @@ def test_a_trajectory_does_not_depend_on_its_batch(trained: FlowModel, data: Tra
 
 
 def test_what_the_flow_conserves_the_model_conserves(trained: FlowModel, data: Trajectories) -> None:
-    found = torch.from_numpy(trained.simulate(data.vorticity[:2, 0], 3)).double()
+    found = torch.from_numpy(trained.simulate(data.values[:2, 0], 3)).double()
     assert float(found.mean((-2, -1)).abs().max()) < 1e-6
     assert float(divergence(velocity(found)).abs().max()) < 1e-10
     torch.testing.assert_close(project(found), found, rtol=1e-5, atol=1e-5)
 
 
 def test_the_report_scores_forecasts(trained: FlowModel, data: Trajectories) -> None:
-    found = trained.simulate(data.vorticity[:4, 0], 3, members=3)
+    found = trained.simulate(data.values[:4, 0], 3, members=3)
     ours = Trajectories(found.reshape(-1, *found.shape[2:]), 0.2, {"members": 3})
     result = evaluate_flow(ours, data)
     assert any("fair CRPS" in name for name in result["metrics"])
-    perfect = Trajectories(np.repeat(data.vorticity[:4], 2, 0), 0.2, {"members": 2})
+    perfect = Trajectories(np.repeat(data.values[:4], 2, 0), 0.2, {"members": 2})
     scores = evaluate_flow(perfect, data)["metrics"]
     crps = {k: v for k, v in scores.items() if "fair CRPS" in k}
     assert max(v["value"] for k, v in crps.items() if "persistence" not in k) == pytest.approx(0, abs=1e-6)
-    held = np.abs(data.vorticity[:4, 1] - data.vorticity[:4, 0]).mean() / data.vorticity.std()
+    held = np.abs(data.values[:4, 1] - data.values[:4, 0]).mean() / data.values.std()
     assert crps["fair CRPS of persistence / σ after 1 interval"]["value"] == pytest.approx(held, rel=1e-5)
     assert all(v["truth_value"] is None for v in crps.values())  # persistence is no truth against truth
 
@@ -212,7 +212,7 @@ def test_wrong_starts_are_refused(trained: FlowModel) -> None:
 
 
 def test_measurements_draw_samples_near(trained: FlowModel, data: Trajectories) -> None:
-    before, truth = (torch.from_numpy(data.vorticity[:4, k]) for k in (2, 3))
+    before, truth = (torch.from_numpy(data.values[:4, k]) for k in (2, 3))
     seeds, numbers = sample_seeds(0, range(4)), torch.arange(4)
     options = trained.sampling.changed(steps=12, start=0.999, solver="sde-dpmpp-2m")
     found = posterior(trained, before, truth, seeds, numbers, options, every=2, blur=None, noise=0.02, seed=0)

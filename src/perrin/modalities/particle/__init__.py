@@ -12,14 +12,14 @@ from perrin.modalities import Modality
 if TYPE_CHECKING:
     from perrin.bundle import Bundle
 
-PRESETS = ("showers", "jets", "kolmogorov")
+PRESETS = ("showers", "jets", "kolmogorov", "nbody")
 
 
 class ParticleModality(Modality):
     """See `perrin.modalities.Modality`."""
 
     name = "particle"
-    summary = "calorimeter showers, jets and two-dimensional flows: data, metrics and models"
+    summary = "calorimeter showers, jets, flows and bodies that attract each other: data, metrics and models"
     suffixes = (".h5", ".hdf5", ".npz", ".root")
 
     def bundle_folder(self) -> Path:
@@ -75,7 +75,11 @@ class ParticleModality(Modality):
             _speed(group)
         elif verb == "data":
             group.add_argument("--class", dest="kind", metavar="NAME", help="jets: gluon, quark or top")
-            group.add_argument("-n", type=int, default=1000, help="jets, or trajectories (default 1000)")
+            group.add_argument(
+                "-n",
+                type=int,
+                help="jets, or trajectories (default: 1000; of nbody and plasma 100, of md 10)",
+            )
             group.add_argument("--seed", type=int, default=0, help="default 0")
             group.add_argument("--workers", type=int, help="processes (default: the cores there are)")
             group.add_argument(
@@ -90,16 +94,7 @@ class ParticleModality(Modality):
             group.add_argument(
                 "--radius", type=float, metavar="R", help="jets of --file: of anti-kT (default 0.4)"
             )
-            group.add_argument(
-                "--grid", type=int, default=32, help="kolmogorov: points along a side (default 32)"
-            )
-            group.add_argument(
-                "--times", type=int, default=41, help="kolmogorov: states in a trajectory (default 41)"
-            )
-            group.add_argument(
-                "--interval", type=float, default=0.2, help="kolmogorov: between states (default 0.2)"
-            )
-            group.add_argument("--viscosity", type=float, default=5e-3, help="kolmogorov: default 0.005")
+            _fields(group)
         elif verb == "train":
             group.add_argument(
                 "--data",
@@ -127,7 +122,7 @@ class ParticleModality(Modality):
             group.add_argument("--beside", metavar="FILE", help="plots beside this truth")
 
     def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:
-        """The model of a bundle: a `ShowerModel`, `JetModel` or `FlowModel`."""
+        """The model of a bundle: a `ShowerModel`, `JetModel` or `FlowModel` (of densities too)."""
         from perrin.modalities.particle import models
 
         return models.load(bundle, device=device)
@@ -143,7 +138,7 @@ class ParticleModality(Modality):
         sampling.sample(arguments)
 
     def simulate(self, arguments: Namespace) -> None:
-        """Trajectories of a flow."""
+        """Trajectories of a flow or of a density of bodies."""
         from perrin.modalities.particle import flow_commands
 
         flow_commands.simulate(arguments)
@@ -177,6 +172,44 @@ class ParticleModality(Modality):
         from perrin.modalities.particle import commands
 
         commands.data(arguments)
+
+
+def _fields(group: _ArgumentGroup) -> None:
+    """Options of trajectories; which data set takes which, and their defaults, is in `chunks.DATA`."""
+    group.add_argument("--grid", type=int, help="kolmogorov, nbody, plasma: points along a side (default 32)")
+    group.add_argument(
+        "--times",
+        type=int,
+        help="kolmogorov, nbody, plasma, md: states in a trajectory (default 41, of nbody 9)",
+    )
+    group.add_argument(
+        "--interval",
+        type=float,
+        help="between states: kolmogorov 0.2; nbody 0.2 in ln a, the last is at a = 1; plasma 1/ω_p; md 50 fs",
+    )
+    group.add_argument("--viscosity", type=float, help="kolmogorov: default 0.005")
+    group.add_argument("--dimensions", type=int, choices=(1, 2, 3), help="nbody: default 2")
+    group.add_argument(
+        "--bodies",
+        type=int,
+        help="nbody: along a side, and cells of the mesh (256, 128, 64 in 1, 2, 3 dimensions); plasma: electrons (32768); "
+        "md: atoms (108)",
+    )
+    group.add_argument("--box", type=float, help="nbody: side of the box, Mpc/h (128)")
+    group.add_argument("--sigma8", type=float, help="nbody: linear rms in spheres of 8 Mpc/h at a = 1 (0.8)")
+    group.add_argument(
+        "--particles", action="store_true", help="nbody, plasma: keep positions and velocities too"
+    )
+    group.add_argument("--case", choices=("two-stream", "landau"), help="plasma: default two-stream")
+    group.add_argument(
+        "--wave", type=float, help="plasma: wave number of the box (two-stream 0.306, landau 0.5)"
+    )
+    group.add_argument(
+        "--thermal", type=float, help="plasma, two-stream: spread over the streams' speed (0.1)"
+    )
+    group.add_argument("--system", choices=("argon", "copper"), help="md: default argon")
+    group.add_argument("--temperature", type=float, help="md: K (argon 94.4, copper 300)")
+    group.add_argument("--ensemble", choices=("nve", "nvt"), help="md: default nve")
 
 
 def _speed(group: _ArgumentGroup) -> None:

@@ -9,10 +9,21 @@ from typing import Any
 import numpy as np
 
 from perrin.errors import PerrinError, check_counts, counted
+from perrin.modalities.particle.chunks import STATE, chunks, finish, settled
+
+_NAMES = (
+    ("showers", "showers"),
+    ("particle_features", "jets"),
+    ("vorticity", "flow"),
+    ("density", "density"),
+    ("phase_space", "phase space"),
+    ("positions", "bodies"),
+)
+"""Datasets by which a file is known."""
 
 
 def kind_of(path: str | Path) -> str:
-    """What a file holds: `showers`, `jets` or `flow`, by the names in it.
+    """What a file holds, such as `showers`, `jets` or `flow`, by the names in it.
 
     Raises:
         PerrinError: none of them.
@@ -30,13 +41,13 @@ def kind_of(path: str | Path) -> str:
     from perrin.modalities.particle.hdf5 import open_hdf5
 
     with open_hdf5(path) as file:
-        for name, kind in (("showers", "showers"), ("particle_features", "jets"), ("vorticity", "flow")):
+        for name, kind in _NAMES:
             if name in file:
                 return kind
         names = ", ".join(list(file)[:5]) or "nothing"
+    known = ", ".join(name for name, _ in _NAMES)
     raise PerrinError(
-        f"expected a file of showers (dataset showers), jets (particle_features) or flows (vorticity), given {path} "
-        f"with {names}"
+        f"expected a file of showers, jets, flows or bodies ({known}), given {path} with {names}"
     )
 
 
@@ -48,9 +59,8 @@ def evaluate(a: Namespace) -> None:
     check_counts(splits=a.splits)
     kind = kind_of(a.file)
     if not a.like:
-        raise PerrinError(
-            f"expected --like with a file of true {'flows' if kind == 'flow' else kind}, given none"
-        )
+        plural = {"flow": "flows", "density": "densities"}.get(kind, kind)
+        raise PerrinError(f"expected --like with a file of true {plural}, given none")
     other = kind_of(a.like)
     if other != kind:
         raise PerrinError(f"expected {kind} in {a.like} as in {a.file}, given {other}")
@@ -82,10 +92,16 @@ def compare(
             classifier=classifier,
             splits=splits,
         )
+    if kind not in ("flow", "density"):
+        raise PerrinError(
+            f"expected showers, jets, flows or densities, given {kind} in {file}: there are no metrics of it"
+        )
+    from perrin.modalities.particle.flow.densities import evaluate_densities
     from perrin.modalities.particle.flow.evaluate import evaluate_flow
     from perrin.modalities.particle.flow.files import read_flow
 
-    return evaluate_flow(read_flow(file), read_flow(truth))
+    measure = evaluate_flow if kind == "flow" else evaluate_densities
+    return measure(read_flow(file), read_flow(truth))
 
 
 def view(a: Namespace) -> None:
@@ -99,28 +115,24 @@ def view(a: Namespace) -> None:
 
 
 def data(a: Namespace) -> None:
-    """`perrin data particle/jets|kolmogorov|showers -o FILE`."""
+    """`perrin data particle/NAME -o FILE`, for the names of `chunks.DATA`."""
     preset = a.target.partition("/")[2]
     if a.seed < 0:
         raise PerrinError(f"expected --seed of at least 0, given {a.seed}")
-    if preset == "jets":
-        _jets(a)
-    elif preset == "kolmogorov":
-        _kolmogorov(a)
-    elif preset == "showers":
-        _showers(a)
-    else:
-        raise PerrinError(
-            f"expected particle/jets, particle/kolmogorov or particle/showers, given {a.target!r}"
-        )
+    from perrin.modalities.particle.bodies import commands as bodies
+
+    makers = {"jets": _jets, "kolmogorov": _kolmogorov, "showers": _showers} | bodies.MAKERS
+    if preset not in makers:
+        raise PerrinError(f"expected particle/{', particle/'.join(makers)}, given {a.target!r}")
+    makers[preset](a, settled(a, preset))
 
 
-def _jets(a: Namespace) -> None:
+def _jets(a: Namespace, b: Namespace) -> None:
     from perrin.modalities.particle.jets.files import CLASSES, Jets, check_suffix, write_jets
     from perrin.modalities.particle.jets.pythia import CHUNK, check_packages
 
     if a.file:
-        _jets_of_events(a)
+        _jets_of_events(a, b.n)
         return
     if a.pt or a.radius:
         raise PerrinError(
@@ -130,19 +142,19 @@ def _jets(a: Namespace) -> None:
         raise PerrinError(f"expected --class with one of {', '.join(CLASSES)}, given {a.kind or 'none'}")
     check_suffix(a.out)
     check_packages()
-    chunks = -(-a.n // CHUNK)
+    count = -(-b.n // CHUNK)
     key = {"what": "jets", "class": a.kind, "seed": a.seed}
-    parts = _chunks(a, key, chunks, _make_jets, (a.kind, a.seed))
+    parts = chunks(a, key, count, _make_jets, (a.kind, a.seed))
     whole = Jets(
-        *(np.concatenate([parts[k][name] for k in range(chunks)])[: a.n] for name in ("particles", "jets"))
+        *(np.concatenate([parts[k][name] for k in range(count)])[: b.n] for name in ("particles", "jets"))
     )
     words = {"generator": "Pythia 8, Monash, 13 TeV, and FastJet, anti-kT R = 0.4", "class": a.kind}
     write_jets(a.out, whole, words | {"seed": str(a.seed)})
-    _finish(a, key)
-    print(f"{counted(a.n, a.kind + ' jets')} in {a.out}")
+    finish(a, key)
+    print(f"{counted(b.n, a.kind + ' jets')} in {a.out}")
 
 
-def _jets_of_events(a: Namespace) -> None:
+def _jets_of_events(a: Namespace, n: int) -> None:
     from perrin.modalities.particle.jets.events import clustered
     from perrin.modalities.particle.jets.files import check_suffix, write_jets
     from perrin.modalities.particle.jets.pythia import HIGH, LOW, RADIUS
@@ -159,33 +171,33 @@ def _jets_of_events(a: Namespace) -> None:
         raise PerrinError(f"expected --radius above 0, given {radius:g}")
     pt = parse_range(a.pt, "--pt") or (LOW, HIGH)
     check_suffix(a.out)
-    jets, events = clustered(a.file[0], a.n, pt=pt, radius=radius, seed=a.seed)
+    jets, events = clustered(a.file[0], n, pt=pt, radius=radius, seed=a.seed)
     words = {"source": Path(a.file[0]).name, "clustering": f"FastJet, anti-kT R = {radius:g}"}
     write_jets(a.out, jets, words)
     write_record(record_path(a.out), record("data", a))
-    fewer = f", the {a.n} asked for are not there" if len(jets) < a.n else ""
+    fewer = f", the {n} asked for are not there" if len(jets) < a.n else ""
     print(f"{len(jets)} jets of {events} events in {a.out}{fewer}")
 
 
-def _kolmogorov(a: Namespace) -> None:
+def _kolmogorov(a: Namespace, b: Namespace) -> None:
     from perrin.modalities.particle.flow.data import CHUNK, check, trajectories
     from perrin.modalities.particle.flow.files import Trajectories, check_suffix, write_flow
     from perrin.modalities.particle.flow.solver import Flow
 
     check_suffix(a.out)
-    flow = Flow(viscosity=a.viscosity, size=max(64, a.grid))
-    check(flow, times=a.times, interval=a.interval, grid=a.grid)
-    chunks = -(-a.n // CHUNK)
-    key = {"what": "kolmogorov", "seed": a.seed, "times": a.times, "interval": a.interval, "grid": a.grid}
-    key["viscosity"] = a.viscosity
-    parts = _chunks(a, key, chunks, _make_flow, (flow, a.seed, a.times, a.interval, a.grid))
-    made = trajectories(flow, [parts[k]["vorticity"] for k in range(chunks)], a.interval)
-    write_flow(a.out, Trajectories(made.vorticity[: a.n], made.interval, made.words))
-    _finish(a, key)
-    print(f"{counted(a.n, 'trajectories')} of {counted(a.times, 'states')} in {a.out}")
+    flow = Flow(viscosity=b.viscosity, size=max(64, b.grid))
+    check(flow, times=b.times, interval=b.interval, grid=b.grid)
+    count = -(-b.n // CHUNK)
+    key = {"what": "kolmogorov", "seed": a.seed, "times": b.times, "interval": b.interval, "grid": b.grid}
+    key["viscosity"] = b.viscosity
+    parts = chunks(a, key, count, _make_flow, (flow, a.seed, b.times, b.interval, b.grid))
+    made = trajectories(flow, [parts[k]["vorticity"] for k in range(count)], b.interval)
+    write_flow(a.out, Trajectories(made.values[: b.n], made.interval, made.words))
+    finish(a, key)
+    print(f"{counted(b.n, 'trajectories')} of {counted(b.times, 'states')} in {a.out}")
 
 
-def _showers(a: Namespace) -> None:
+def _showers(a: Namespace, b: Namespace) -> None:
     from perrin.modalities.particle.showers.files import Showers, check_suffix, read_showers, write_showers
 
     if not a.file:
@@ -198,17 +210,10 @@ def _showers(a: Namespace) -> None:
     print(f"{counted(len(whole), 'showers')} of {low:.3g} to {high:.3g} GeV in {a.out}")
 
 
-_STATE: dict[str, Any] = {}
-
-
-def _setup(*arguments: Any) -> None:
-    _STATE["arguments"] = arguments
-
-
 def _make_jets(chunk: int) -> dict[str, np.ndarray]:
     from perrin.modalities.particle.jets.pythia import make_chunk
 
-    kind, seed = _STATE["arguments"]
+    kind, seed = STATE["arguments"]
     jets = make_chunk(kind, seed, chunk)
     return {"particles": jets.particles, "jets": jets.jets}
 
@@ -216,35 +221,5 @@ def _make_jets(chunk: int) -> dict[str, np.ndarray]:
 def _make_flow(chunk: int) -> dict[str, np.ndarray]:
     from perrin.modalities.particle.flow.data import make_chunk
 
-    flow, seed, times, interval, grid = _STATE["arguments"]
+    flow, seed, times, interval, grid = STATE["arguments"]
     return {"vorticity": make_chunk(flow, seed, chunk, times=times, interval=interval, grid=grid)}
-
-
-def _chunks(
-    a: Namespace, key: dict[str, Any], count: int, work: Any, arguments: tuple[Any, ...]
-) -> dict[int, Any]:
-    """The parts of a data set by number, those of unfinished work among them."""
-    from perrin.run.partial import PartialStore
-    from perrin.run.pool import cpu_count, map_unordered
-    from perrin.run.progress import progress
-
-    store = PartialStore(a.out, key)
-    parts = {k[0]: v for k, v in store.load()}
-    left = [k for k in range(count) if k not in parts]
-    made = map_unordered(work, left, workers=a.workers or cpu_count(), setup=_setup, arguments=arguments)
-    with progress(f"making {a.target}", count) as advance:
-        advance(count - len(left))
-        for number, part in made:
-            store.save((number,), part)
-            parts[number] = part
-            advance(1)
-    return parts
-
-
-def _finish(a: Namespace, key: dict[str, Any]) -> None:
-    from perrin.run.outputs import record_path
-    from perrin.run.partial import PartialStore
-    from perrin.run.record import record, write_record
-
-    write_record(record_path(a.out), record("data", a))
-    PartialStore(a.out, key).remove()

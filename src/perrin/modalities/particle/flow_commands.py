@@ -1,4 +1,4 @@
-"""`perrin simulate` and `perrin invert` of flows."""
+"""`perrin simulate` and `perrin invert` of flows and of densities of bodies."""
 
 from __future__ import annotations
 
@@ -20,15 +20,25 @@ def _model(a: Namespace) -> Any:
     return model
 
 
+def _read(path: str, model: Any) -> Any:
+    """A file of fields of the model's kind."""
+    from perrin.modalities.particle.flow.files import read_flow
+
+    given = read_flow(path)
+    if given.name != model.config.field:
+        raise PerrinError(f"expected {model.config.field} in {path}, as the model has, given {given.name}")
+    return given
+
+
 def simulate(a: Namespace) -> None:
     """`perrin simulate particle/kolmogorov --from FILE -n MEMBERS --intervals N -o FILE`."""
     from perrin.core.plan import plan_table
-    from perrin.modalities.particle.flow.files import Trajectories, check_suffix, read_flow, write_flow
+    from perrin.modalities.particle.flow.files import Trajectories, check_suffix, write_flow
 
     check_counts(intervals=a.intervals)
     if not a.start:
         raise PerrinError(
-            "expected --from with states to start from, given none: perrin data particle/kolmogorov"
+            "expected --from with states to start from, given none: perrin data particle/kolmogorov or nbody"
         )
     check_suffix(a.out)
     model = _model(a)
@@ -36,11 +46,11 @@ def simulate(a: Namespace) -> None:
     if a.dry_run:
         print(plan_table(options.plan(model.network)))
         return
-    given = read_flow(a.start)
-    model.check(given.vorticity[:, 0], given.interval, given.words)
+    given = _read(a.start, model)
+    model.check(given.values[:, 0], given.interval, given.words)
     begin = time.perf_counter()
     found = model.simulate(
-        given.vorticity[:, 0],
+        given.values[:, 0],
         a.intervals,
         members=a.n,
         seed=a.seed,
@@ -50,7 +60,8 @@ def simulate(a: Namespace) -> None:
     )
     seconds = time.perf_counter() - begin
     words = {**model.config.words, "members": a.n, "generator": f"perrin simulate {a.target}, seed {a.seed}"}
-    write_flow(a.out, Trajectories(found.reshape(-1, *found.shape[2:]), model.config.interval, words))
+    runs = found.reshape(-1, *found.shape[2:])
+    write_flow(a.out, Trajectories(runs, model.config.interval, words, given.name, given.begin))
     _record(a, model, options, seconds)
     each = 1000 * seconds / (found.shape[0] * found.shape[1] * a.intervals)
     print(
@@ -66,13 +77,13 @@ def invert(a: Namespace) -> None:
 
     from perrin.core import sample_seeds
     from perrin.core.plan import plan_table
-    from perrin.modalities.particle.flow.files import Trajectories, check_suffix, read_flow, write_flow
+    from perrin.modalities.particle.flow.files import Trajectories, check_suffix, write_flow
     from perrin.modalities.particle.flow.invert import posterior
     from perrin.run.pool import one_thread
 
     check_counts(every=a.every)
     if not a.measured:
-        raise PerrinError("expected --measured with a flow of at least two times, given none")
+        raise PerrinError("expected --measured with fields of at least two times, given none")
     if not (a.noise > 0 and (a.blur is None or a.blur > 0)):
         raise PerrinError(f"expected --noise and --blur above 0, given {a.noise:g} and {a.blur or 'none'}")
     check_suffix(a.out)
@@ -81,14 +92,14 @@ def invert(a: Namespace) -> None:
     if a.dry_run:
         print(plan_table(options.plan(model.network)))
         return
-    given = read_flow(a.measured)
-    if given.vorticity.shape[1] < 2:
+    given = _read(a.measured, model)
+    if given.values.shape[1] < 2:
         raise PerrinError(
             f"expected at least two times in {a.measured}, given 1: the state before and the measured one"
         )
-    model.check(given.vorticity[:, -1], given.interval, given.words)
-    before = torch.from_numpy(np.repeat(given.vorticity[:, -2], a.n, 0))
-    truth = torch.from_numpy(np.repeat(given.vorticity[:, -1], a.n, 0))
+    model.check(given.values[:, -1], given.interval, given.words)
+    before = torch.from_numpy(np.repeat(given.values[:, -2], a.n, 0))
+    truth = torch.from_numpy(np.repeat(given.values[:, -1], a.n, 0))
     seeds = sample_seeds(a.seed, range(len(before)))
     begin = time.perf_counter()
     batch, parts = a.batch or 64, []
@@ -104,9 +115,11 @@ def invert(a: Namespace) -> None:
     found = torch.stack([before, torch.cat(parts)], 1).float().numpy()
     seconds = time.perf_counter() - begin
     words = {**model.config.words, "members": a.n, "generator": f"perrin invert {a.target}, seed {a.seed}"}
-    write_flow(a.out, Trajectories(found, model.config.interval, words))
+    begin_at = given.begin + (given.values.shape[1] - 2) * given.interval
+    write_flow(a.out, Trajectories(found, model.config.interval, words, given.name, begin_at))
     _record(a, model, options, seconds)
-    error = (torch.cat(parts) - truth).square().mean().sqrt() / model.config.scale
+    e = model.config.kind.encode
+    error = (e(torch.cat(parts)) - e(truth)).square().mean().sqrt() / model.config.scale
     print(
         f"{counted(a.n, 'fields')} for each of {counted(len(given), 'measurements')} in {a.out}: "
         f"{seconds:.1f} s; error of a sample {error:.3f} σ"

@@ -48,7 +48,7 @@ def train(a: Namespace) -> None:
         precision="bf16-mixed" if cuda else "32-true",
         log_every=a.log_every or (50 if cuda else 10),
         save_every=a.save_every,
-        compile=cuda and preset != "kolmogorov",
+        compile=cuda and preset not in FIELDS,
         cuda_graphs=cuda,
     )
     base = read_bundle(find_bundle(a.start)) if a.start else None
@@ -87,10 +87,13 @@ def train(a: Namespace) -> None:
     print(f"last loss {last.get('loss', float('nan')):.4f}", file=sys.stderr)
 
 
+FIELDS = {"kolmogorov": "vorticity", "nbody": "density"}
+"""Presets that the model of the next state is trained for, and their fields."""
 _HELP = {
     "showers": "--data showers.h5 in CaloChallenge's layout",
     "jets": "--data gluon=g.npz,top=t.h5 with a file for each class",
     "kolmogorov": "--data flows.h5 made by perrin data particle/kolmogorov",
+    "nbody": "--data densities.h5 made by perrin data particle/nbody",
 }
 
 
@@ -105,8 +108,11 @@ def make(
     Raises:
         PerrinError: data that cannot be used.
     """
-    if old is not None and old.get("kind") != {"kolmogorov": "flow"}.get(preset, preset):
-        raise PerrinError(f"expected --from with a model of {preset}, given one of {old.get('kind')}")
+    if old is not None:
+        kind = old.get("kind")
+        given = old.get("field", "vorticity") if kind == "flow" else kind
+        if given != FIELDS.get(preset, preset):
+            raise PerrinError(f"expected --from with a model of {preset}, given one of {given}")
     if preset == "showers":
         from perrin.modalities.particle.showers import model as showers
         from perrin.modalities.particle.showers.files import read_showers
@@ -144,13 +150,17 @@ def make(
     from perrin.modalities.particle.flow.files import Trajectories, read_flow
 
     flow = read_flow(data)
-    flow = Trajectories(flow.vorticity[:limit], flow.interval, flow.words)
+    if flow.name != FIELDS[preset]:
+        raise PerrinError(f"expected {FIELDS[preset]} in {data} for particle/{preset}, given {flow.name}")
+    flow = Trajectories(flow.values[:limit], flow.interval, flow.words, flow.name, flow.begin)
+    # densities of bodies are for a CPU: the solver takes milliseconds
+    sizes = flows.NetworkConfig(widths=(32, 64, 96), blocks=1, condition=96) if preset == "nbody" else None
     try:
-        flow_config = flows.FlowConfig.from_json(old) if old else flows.flow_config(flow)
+        flow_config = flows.FlowConfig.from_json(old) if old else flows.flow_config(flow, sizes)
     except ValueError as error:
         raise PerrinError(f"{error}: make data on another grid") from error
-    if flow_config.size != flow.vorticity.shape[-1]:
-        raise PerrinError(f"expected fields of {flow_config.size} points, given {flow.vorticity.shape[-1]}")
+    if flow_config.size != flow.values.shape[-1]:
+        raise PerrinError(f"expected fields of {flow_config.size} points, given {flow.values.shape[-1]}")
     denoiser = flows.build(flow_config)
     flow_task = flows.FlowTask(denoiser, flow_config, flow, batch=batch, seed=seed)
     return denoiser, flow_task, {"kind": "flow", **flow_config.to_json()}, flow_task.config["samples"]

@@ -27,7 +27,7 @@ class Curve:
 
 
 def write_page(path: str | Path, file: str | Path, beside: str | Path | None) -> None:
-    """A page for a file of showers, jets or flows, with the truth's plots beside if given.
+    """A page for a file of showers, jets, flows or bodies, with the truth's plots beside if given.
 
     Raises:
         PerrinError: the files cannot be read, or hold different things.
@@ -38,7 +38,17 @@ def write_page(path: str | Path, file: str | Path, beside: str | Path | None) ->
     if beside is not None and kind_of(beside) != kind:
         raise PerrinError(f"expected {kind} in {beside} as in {file}, given {kind_of(beside)}")
     names = [str(file)] + ([str(beside)] if beside else [])
-    plots = {"showers": _showers, "jets": _jets, "flow": _flow}[kind](names)
+    from perrin.modalities.particle.bodies.view import atoms, densities, plasmas
+
+    plot = {
+        "showers": _showers,
+        "jets": _jets,
+        "flow": _flow,
+        "density": densities,
+        "phase space": plasmas,
+        "bodies": atoms,
+    }
+    plots = plot[kind](names)
     legend = f'<span style="color:{_BLUE}">■</span> {html.escape(Path(file).name)}'
     if beside:
         legend += f' &nbsp; <span style="color:{_GREY}">■</span> {html.escape(Path(beside).name)}'
@@ -181,7 +191,7 @@ def _flow(names: list[str]) -> list[str]:
     from perrin.modalities.particle.flow.files import read_flow
     from perrin.modalities.particle.flow.solver import energy, spectrum
 
-    sets = [read_flow(n).vorticity for n in names]
+    sets = [read_flow(n).values for n in names]
     tensors = [torch.from_numpy(s[:, -1]).double() for s in sets]
     spectra = [spectrum(t).mean(0).numpy()[1:-1] for t in tensors]
     out = [

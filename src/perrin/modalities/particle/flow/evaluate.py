@@ -25,7 +25,7 @@ def evaluate_flow(generated: Trajectories, truth: Trajectories) -> dict[str, Any
     Raises:
         PerrinError: other grids, or too few trajectories.
     """
-    a, b = generated.vorticity, truth.vorticity
+    a, b = generated.values, truth.values
     if a.shape[-1] != b.shape[-1]:
         raise PerrinError(f"expected fields of the truth's grid {b.shape[-1]}, given {a.shape[-1]}")
     if len(b) < 2:
@@ -44,8 +44,10 @@ def evaluate_flow(generated: Trajectories, truth: Trajectories) -> dict[str, Any
     ]
     members = int(generated.words.get("members", 1))
     more: dict[str, Any] = {}
-    if _forecasts(generated, truth, members):
-        scored, series = _scores(generated, truth, members)
+    if forecasts(generated, truth, members):
+        held = torch.from_numpy(truth.values[: len(a) // members, :1]).double()
+        right = held.expand(-1, a.shape[1] - 1, -1, -1)
+        scored, series = scores(generated, truth, members, {"persistence": right}, torch.tensor(b.std()))
         lines += scored
         more["series"] = series
     return to_json("flow", len(a), lines, **more)
@@ -70,50 +72,64 @@ def _w1(base: torch.Tensor, x: torch.Tensor) -> Measured:
                         x.flatten()[:: 1 + x.numel() // 50_000].numpy())  # fmt: skip
 
 
-def _forecasts(generated: Trajectories, truth: Trajectories, members: int) -> bool:
+def forecasts(generated: Trajectories, truth: Trajectories, members: int) -> bool:
+    """Whether these are forecasts of the truth's first trajectories, with so many members each."""
     count = len(generated) // members
-    same = count <= len(truth) and generated.vorticity.shape[1] <= truth.vorticity.shape[1]
-    starts = generated.vorticity[::members, 0]
-    return same and starts.shape[0] == count and np.allclose(starts, truth.vorticity[:count, 0], atol=1e-5)
+    same = count <= len(truth) and generated.values.shape[1] <= truth.values.shape[1]
+    starts = generated.values[::members, 0]
+    return same and starts.shape[0] == count and np.allclose(starts, truth.values[:count, 0], atol=1e-5)
 
 
-def _scores(generated: Trajectories, truth: Trajectories, members: int) -> tuple[list[Line], dict[str, Any]]:
-    shape = generated.vorticity.shape
-    ours = torch.from_numpy(generated.vorticity).reshape(-1, members, *shape[1:])[:, :, 1:].double()
-    right = torch.from_numpy(truth.vorticity[: len(ours), 1 : shape[1]]).double()
-    held = torch.from_numpy(truth.vorticity[: len(ours), :1]).double()
-    scale = truth.vorticity.std()
-    crps = fair_crps(ours.transpose(0, 1), right).mean((-2, -1)) / scale  # [N, T]
-    persistent = (held - right).abs().mean((-2, -1)) / scale
-    correlation = _correlation(ours.mean(1), right)
-    single = _correlation(ours[:, 0], right)
+def scores(
+    generated: Trajectories,
+    truth: Trajectories,
+    members: int,
+    references: dict[str, torch.Tensor],
+    scale: torch.Tensor,
+) -> tuple[list[Line], dict[str, Any]]:
+    """Fair CRPS and correlations in time, beside those of references.
+
+    Arguments:
+        references: single forecasts `[N, T − 1, n, n]` by name.
+        scale: σ, `[]` or `[T − 1]`.
+    """
+    shape = generated.values.shape
+    ours = torch.from_numpy(generated.values).reshape(-1, members, *shape[1:])[:, :, 1:].double()
+    right = torch.from_numpy(truth.values[: len(ours), 1 : shape[1]]).double()
+    crps = {"": fair_crps(ours.transpose(0, 1), right).mean((-2, -1)) / scale}  # [N, T]
+    correlation = {"": _correlation(ours[:, 0], right)}
+    for name, other in references.items():
+        crps[f" of {name}"] = (other - right).abs().mean((-2, -1)) / scale
+        correlation[f" of {name}"] = _correlation(other, right)
 
     def error(x: torch.Tensor) -> float:
         return float(x.std() / np.sqrt(len(x))) if len(x) > 1 else _NAN
 
-    none = Measured(
-        _NAN, _NAN
-    )  # another run of the solver would be the same: there is no truth against truth
+    # another run of the solver would be the same: there is no truth against truth
+    none = Measured(_NAN, _NAN)
     lines = []
-    for k in sorted({0, min(3, crps.shape[1] - 1), crps.shape[1] - 1}):
+    last = crps[""].shape[1] - 1
+    for k in sorted({0, min(3, last), last}):
         after = f"/ σ after {k + 1} interval{'s' if k else ''}"
-        for name, x in (("fair CRPS", crps), ("fair CRPS of persistence", persistent)):
-            lines.append(Line(f"{name} {after}", Measured(float(x[:, k].mean()), error(x[:, k])), none))
-    held_on = _correlation(held.expand_as(right), right)
-    for name, c in (("", single), (" of persistence", held_on)):
+        for name, x in crps.items():
+            lines.append(
+                Line(f"fair CRPS{name} {after}", Measured(float(x[:, k].mean()), error(x[:, k])), none)
+            )
+    for name, c in correlation.items():
         time = Measured(_time_to(c.mean(0), generated.interval), _NAN)
         lines.append(Line(f"time to correlation 0.8{name}", time, none, "time"))
     series = {
         "interval": generated.interval,
-        "crps": crps.mean(0).tolist(),
-        "correlation_of_mean": correlation.mean(0).tolist(),
-        "correlation": single.mean(0).tolist(),
+        "crps": crps[""].mean(0).tolist(),
+        "correlation_of_mean": _correlation(ours.mean(1), right).mean(0).tolist(),
+        "correlation": correlation[""].mean(0).tolist(),
     }
     return lines, series
 
 
 def _correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Of fields of zero mean, `[N, T]`."""
+    """Of fields less their means, `[N, T]`."""
+    x, y = (z - z.mean((-2, -1), keepdim=True) for z in (x, y))
     top = (x * y).mean((-2, -1))
     return top / (x.square().mean((-2, -1)) * y.square().mean((-2, -1))).sqrt()
 

@@ -1,7 +1,8 @@
 """Fields of a flow from sparse or blurred measurements, by the core's posterior guides.
 
-The measured field is `ω′ = ω + s x` for the change x that the model samples, so a measurement `A ω′ + n` of noise `τ` is one
-of x: `y = (A ω′ + n − A ω)/s = A x + n/s`. The guide is MMPS with a single iteration: the derivative of a trained network is
+The measured encoded field is `e(ω′) = e(ω) + s x` for the change x that the model samples, so a measurement `A e(ω′) + n` of
+noise `τ` is one of x: `y = (A e(ω′) + n − A e(ω))/s = A x + n/s`. A flow's vorticity is measured itself, a density by its
+`ln(ρ + 0.1)`. The guide is MMPS with a single iteration: the derivative of a trained network is
 not quite symmetric, and more iterations of conjugate gradients then grow its error (measured: 1 is stable, 5 are not). The
 sampler is stochastic, which forgets such errors.
 """
@@ -48,7 +49,7 @@ def posterior(
         before, truth: `[B, n, n]`.
         seeds: of the draws.
         numbers: of the fields, `[B]`: draws of one field share its measurement's noise.
-        noise: τ, in units of the vorticity's standard deviation.
+        noise: τ, in units of the encoded field's standard deviation.
     """
     c = model.config
     a = operator(c.size, every, blur)
@@ -57,7 +58,7 @@ def posterior(
     error = CounterNoise(sample_seeds(seed, numbers)).normal(
         Dense(len(before)), shape, field="measured", step=0
     )
-    y = a(((truth - before) / c.change).unsqueeze(1) + 0.0) + std * a_seen(a, error)
+    y = a(((c.kind.encode(truth) - c.kind.encode(before)) / c.change).unsqueeze(1)) + std * a_seen(a, error)
     measurement = Measurement(operator=a, y=y.to(model.device), std=std)
     schedule = model.network.process.fields[CHANGE].schedule
 

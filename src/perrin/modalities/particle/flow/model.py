@@ -1,16 +1,17 @@
-"""The next state of a flow, as a conditional diffusion model of vorticity.
+"""The next state of a flow, or of a density of bodies, as a conditional diffusion model.
 
-The change over one interval, `(ω′ − ω)/s`, is sampled given `ω/σ`; its mean, which the flow conserves, and the grid's
-highest wave are kept at zero. A
-velocity is made of the vorticity through the streamfunction (`solver.velocity`), so it has no divergence, whatever the
-network says. Training shifts fields along x by any number of points and along y by whole periods of the force.
+The change of the encoded field over one interval, `(e(ω′) − e(ω))/s`, is sampled given `e(ω)/σ`; `fields.py` says what the
+encoding is, what is conserved whatever the network says, and by which symmetries training moves the data. Of a flow the
+mean is kept and the grid's highest wave left out; a velocity is made of the vorticity through the streamfunction
+(`solver.velocity`), so it has no divergence. Of a density the mass is kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ from perrin.core import (
 )
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.errors import PerrinError
+from perrin.modalities.particle.flow.fields import Field, field_of
 from perrin.modalities.particle.flow.files import Trajectories
-from perrin.modalities.particle.flow.solver import project
 from perrin.modalities.particle.staged import (
     LossConfig,
     ParticleModel,
@@ -50,8 +51,6 @@ from perrin.run.pool import one_thread
 from perrin.train import BatchPlan
 
 CHANGE, NOW = "change", "now"
-FLOW = ("viscosity", "friction", "force", "wave")
-"""Parameters of a flow that a model has learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +72,11 @@ class FlowConfig:
     Arguments:
         size: points along each side.
         interval: between two states.
-        scale, change: standard deviations of the vorticity and of its change over an interval.
+        scale, change: standard deviations of the encoded field and of its change over an interval.
         wave: of the force, for shifts along y.
         words: the flow's parameters.
         network: sizes.
+        field: a name of `fields.FIELDS`.
     """
 
     size: int
@@ -84,14 +84,21 @@ class FlowConfig:
     scale: float
     change: float
     wave: int = 4
-    words: Mapping[str, Any] = field(default_factory=dict)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    words: Mapping[str, Any] = dataclass_field(default_factory=dict)
+    network: NetworkConfig = dataclass_field(default_factory=NetworkConfig)
+    field: str = "vorticity"
 
     def __post_init__(self) -> None:
+        field_of(self.field)
         if not downsampled(self.network.widths, self.size):
             raise ValueError(
                 f"expected a grid that can be halved {len(self.network.widths) - 1} times, given {self.size}"
             )
+
+    @property
+    def kind(self) -> Field:
+        """How the field is encoded, and what it conserves."""
+        return field_of(self.field)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -108,27 +115,29 @@ def flow_config(data: Trajectories, network: NetworkConfig | None = None) -> Flo
     """A configuration for trajectories.
 
     Raises:
-        PerrinError: there are fewer than two times.
+        PerrinError: there are fewer than two times, or there is no model of such a field.
     """
-    w = data.vorticity
-    if w.shape[1] < 2:
+    if data.values.shape[1] < 2:
         raise PerrinError("expected trajectories of at least 2 times to train on, given 1")
+    w = field_of(data.name).encode(torch.from_numpy(data.values)).numpy()
     return FlowConfig(
+        field=data.name,
         size=w.shape[-1],
         interval=data.interval,
         scale=float(w.std()),
         change=float((w[:, 1:] - w[:, :-1]).std()),
         wave=int(data.words.get("wave", 4)),
-        words={k: v for k, v in data.words.items() if isinstance(v, int | float | str)},
+        words={k: v for k, v in data.words.items() if isinstance(v, int | float | str) and k != "seed"},
         network=network or NetworkConfig(),
     )
 
 
 class FlowNetwork(nn.Module):
-    """`(change at noise t, state now, t) → output` of zero mean."""
+    """`(change at noise t, state now, t) → output` that such a field's change can have."""
 
-    def __init__(self, c: NetworkConfig) -> None:
+    def __init__(self, c: NetworkConfig, kind: Field) -> None:
         super().__init__()
+        self.kind = kind
         self.time = TimeEmbedding(c.condition)
         self.body = PeriodicUNet(2, 1, c.widths, c.blocks, c.condition)
 
@@ -138,15 +147,14 @@ class FlowNetwork(nn.Module):
         x = fields[CHANGE]
         y = self.body(torch.cat((x, fields[NOW]), 1), self.time(t))
         with full_precision(x):
-            y = y.float()
-            return {CHANGE: y - y.mean((2, 3), keepdim=True)}
+            return {CHANGE: self.kind.held(y.float())}
 
 
 def build(config: FlowConfig) -> NetworkDenoiser:
     """A fresh denoiser, on the CPU in float32."""
     n = config.size
     process = Composite(fields={CHANGE: Gaussian(features=(1, n, n)), NOW: Clean()})
-    return NetworkDenoiser(FlowNetwork(config.network), process, {CHANGE: EDMHead()})
+    return NetworkDenoiser(FlowNetwork(config.network, config.kind), process, {CHANGE: EDMHead()})
 
 
 def layouts_for(now: Tensor) -> Layouts:
@@ -168,8 +176,8 @@ class FlowTask:
         self, denoiser: NetworkDenoiser, config: FlowConfig, data: Trajectories, *, batch: int, seed: int
     ) -> None:
         self.denoiser, self.model_config = denoiser, config
-        self.fields = torch.from_numpy(data.vorticity)
-        self.times = data.vorticity.shape[1]
+        self.fields = torch.from_numpy(data.values)
+        self.times = data.values.shape[1]
         count = len(data) * (self.times - 1)
         self.loss_config = LossConfig(mean=-1.0, std=1.6)
         mark = fingerprint({"vorticity": self.fields})
@@ -192,18 +200,11 @@ class FlowTask:
         self, step: int, *, generator: torch.Generator, rank: int, world: int
     ) -> tuple[Hashable, dict[str, Tensor]]:
         """See `perrin.train.Task`."""
-        c, n, device = self.model_config, self.model_config.size, generator.device
+        c, device = self.model_config, generator.device
         index = self.plan(step)[1].to(device)
         run, time = index // (self.times - 1), index % (self.times - 1)
         pair = torch.stack([self.fields[run, time], self.fields[run, time + 1]], 1).float()
-        along = torch.randint(0, n, (len(index), 1), generator=generator, device=device)
-        period = n // c.wave if n % c.wave == 0 else n
-        across = period * torch.randint(0, n // period, (len(index), 1), generator=generator, device=device)
-        line = torch.arange(n, device=device)
-        rows, columns = (line + across) % n, (line + along) % n
-        pair = pair.gather(2, rows[:, None, :, None].expand_as(pair)).gather(
-            3, columns[:, None, None].expand_as(pair)
-        )
+        pair = c.kind.encode(c.kind.moved(pair, generator, c.wave))
         now, change = pair[:, :1] / c.scale, (pair[:, 1:] - pair[:, :1]) / c.change
         u = stratified(torch.rand(len(index), generator=generator, device=device))
         schedule, loss = self.denoiser.process.schedule, self.loss_config
@@ -234,33 +235,34 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
 
     def check(
         self,
-        vorticity: np.ndarray,
+        fields: np.ndarray,
         interval: float | None = None,
         words: Mapping[str, Any] | None = None,
     ) -> None:
         """Raise a `PerrinError` unless these are fields of the model's grid, and of its interval and flow where known.
 
         Arguments:
-            vorticity: `[N, n, n]`.
+            fields: `[N, n, n]`.
             interval: between the states.
-            words: the flow's parameters, as a file has them; those of `FLOW` are compared.
+            words: the flow's parameters, as a file has them; those that the model is tied to are compared.
         """
-        n = self.config.size
-        if vorticity.ndim != 3 or vorticity.shape[1:] != (n, n) or not len(vorticity):
-            raise PerrinError(
-                f"expected vorticity [N, {n}, {n}] to start from, given {list(vorticity.shape)}"
-            )
-        if not np.isfinite(vorticity).all():
-            raise PerrinError("expected finite vorticity to start from, given NaN or infinity")
+        n, kind = self.config.size, self.config.kind
+        if fields.ndim != 3 or fields.shape[1:] != (n, n) or not len(fields):
+            raise PerrinError(f"expected {kind.name} [N, {n}, {n}] to start from, given {list(fields.shape)}")
+        if not np.isfinite(fields).all():
+            raise PerrinError(f"expected finite {kind.name} to start from, given NaN or infinity")
+        if kind.nonnegative and fields.min() < 0:
+            raise PerrinError(f"expected {kind.name} of at least 0 to start from, given {fields.min():g}")
         if interval and abs(interval / self.config.interval - 1) > 1e-3:
             raise PerrinError(
                 f"expected states {self.config.interval:g} apart, which the model was trained on, given {interval:g}"
             )
-        for name in FLOW:
+        what = "flow" if kind.name == "vorticity" else kind.name
+        for name in kind.parameters:
             own, given = self.config.words.get(name), (words or {}).get(name)
             if isinstance(own, int | float) and isinstance(given, int | float) and not _alike(own, given):
                 raise PerrinError(
-                    f"expected a flow of {name} {own:g}, which the model was trained on, given {given:g}"
+                    f"expected a {what} of {name} {own:g}, which the model was trained on, given {given:g}"
                 )
 
     def next(
@@ -278,7 +280,8 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
             guided: makes a guided denoiser of the model's, for measurements.
         """
         options, c = options or self.sampling, self.config
-        state: State = {NOW: (now.to(self.device).float() / c.scale).unsqueeze(1)}
+        now = now.to(self.device)
+        state: State = {NOW: (c.kind.encode(now.float()) / c.scale).unsqueeze(1)}
         plan = options.plan(self.network)
         denoiser: Denoiser = guided(self.network) if guided else self.network
         x = sample(
@@ -290,7 +293,7 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
             start=state,
             mode=self.mode,
         )[CHANGE]
-        return now.to(self.device) + c.change * project(x.squeeze(1)).to(x)
+        return c.kind.advance(now, x.squeeze(1), c.change)
 
     def simulate(
         self,
