@@ -29,6 +29,7 @@ from perrin.modalities.molecule.metrics.tensors import contents, sound
 from perrin.modalities.molecule.model import SamplingOptions
 from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
 from perrin.modalities.molecule.parts import FLAGS, PartsLaw, pairs
+from perrin.modalities.molecule.properties import IntervalLaw, Range, measure, standardise
 from perrin.modalities.molecule.rollouts import RolloutLaw, RolloutTask, tilted
 from perrin.modalities.molecule.sources import from_files
 from perrin.run.signals import Interrupted
@@ -41,15 +42,31 @@ LAW = RolloutLaw(
 
 
 def make(
-    law: RolloutLaw = LAW, network: NetworkConfig = SMALL, **options: Any
+    law: RolloutLaw = LAW, network: NetworkConfig = SMALL, label: Any = None, **options: Any
 ) -> tuple[RolloutTask, TrainOptions]:
     vocabulary, buckets, _ = from_files([add_geometry(s) for s in SMILES], None, source="test")
-    config = MoleculeConfig(vocabulary=vocabulary, network=network)
+    ranges: tuple[Range, ...] = ()
+    if network.conditions:
+        carbon = vocabulary.elements.index(6)
+        buckets = [
+            replace(b, values=((b.state[TYPES] == carbon) & b.mask).sum(1, keepdim=True).double())
+            for b in buckets
+        ]
+        values = torch.cat([b.values for b in buckets if b.values is not None])
+        ranges = measure(network.conditions, {network.conditions[0]: ""}, values)
+    config = MoleculeConfig(vocabulary=vocabulary, network=network, ranges=ranges)
     given = TrainOptions(**{"steps": 13, "batch": 6, "warmup": 3, "log_every": 1, **options})
     torch.manual_seed(0)
     sampling = SamplingOptions(grid="logit-normal")
     task = RolloutTask(
-        build_denoiser(config), config, buckets, batch=given.batch, seed=0, law=law, sampling=sampling
+        build_denoiser(config),
+        config,
+        buckets,
+        batch=given.batch,
+        seed=0,
+        law=law,
+        sampling=sampling,
+        label=label,
     )
     return task, given
 
@@ -267,6 +284,42 @@ def test_given_parts_arrive_in_half_of_the_paths(monkeypatch: pytest.MonkeyPatch
     step = next(s for s in range(50) if (s * rollouts._SHARE) % 1.0 < law.share)
     key, batch = task.prepare(step, generator=torch.Generator().manual_seed(0), rank=0, world=1)
     assert torch.isfinite(task.loss(task.denoiser, key, batch)["loss"])
+
+
+def test_paths_are_learnt_from_with_wishes_that_they_fulfil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labelled by the number of carbons; wished for while drawing is another molecule's."""
+    monkeypatch.setattr(rollouts, "sound", half)
+    wished: list[Tensor] = []
+
+    def carbons(state: State, mask: Tensor) -> Tensor:
+        carbon = task.vocabulary.elements.index(6)
+        return ((state[TYPES] == carbon) & mask).sum(1, keepdim=True).double()
+
+    task, _ = make(LAW, replace(SMALL, parts=True, conditions=("carbons",)), label=carbons)
+    draw = IntervalLaw.draw
+
+    def listened(law: IntervalLaw, z: Tensor, generator: torch.Generator) -> Tensor:
+        wished.append(z)
+        return draw(law, z, generator)
+
+    monkeypatch.setattr(IntervalLaw, "draw", listened)
+    task.refresh(0, average_of(task))
+    (r,) = task.ranges
+    for held in task.records:
+        state = {TYPES: held[f"x_0.{TYPES}"].long()}
+        assert torch.equal(held["values"], carbons(state, held["mask"]))
+    data = {float(z) for bucket in task.buckets for z in standardise(bucket.values, task.ranges)[:, 0]}  # type: ignore[arg-type]
+    assert {float(z) for w in wished for z in w[:, 0]} <= data
+    step = next(s for s in range(50) if (s * rollouts._SHARE) % 1.0 < LAW.share)
+    wished.clear()
+    key, batch = task.prepare(step, generator=torch.Generator().manual_seed(0), rank=0, world=1)
+    z = standardise(carbons({TYPES: batch[f"x_0.{TYPES}"]}, batch["mask"]), task.ranges)
+    assert torch.equal(wished[0], z)
+    low, high = batch["intervals"].unbind(-1)
+    assert ((low <= z) & (z <= high)).all()
+    assert torch.isfinite(low).any()
+    assert torch.isfinite(task.loss(task.denoiser, key, batch)["loss"])
+    assert r.name == "carbons"
 
 
 def test_killed_and_started_again_ends_with_the_same_weights(

@@ -13,8 +13,11 @@ is kept is weighted so that on average it holds as many atoms of each element, m
 (`tilted`). Look at the variety of the samples, and not only at their validity, after training with it.
 
 To a network that takes given parts (`perrin.modalities.molecule.parts`), parts of molecules of the data are given in half
-of the paths, but no whole graphs, of which nothing can go wrong here. No path has a wish for a property, since whether
-it was fulfilled is not looked at.
+of the paths, but no whole graphs, of which nothing can go wrong here.
+
+To a network that takes wishes for properties, paths are shown without any, unless there is a `label`, a property network
+that says what came out. Then paths are drawn with wishes, and learnt from with wishes that what came out fulfils, whatever
+was wished for (hindsight: Andrychowicz et al. 2017, arXiv:1707.01495), drawn as for data.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from perrin.modalities.molecule.metrics.tensors import contents, sound
 from perrin.modalities.molecule.model import SamplingOptions, tempered
 from perrin.modalities.molecule.network import MoleculeConfig
 from perrin.modalities.molecule.parts import FLAGS, corrected
+from perrin.modalities.molecule.properties import standardise
 from perrin.modalities.molecule.task import LossConfig, MoleculeTask, state_of
 
 _SHARE = 0.7548776662466927
@@ -83,6 +87,10 @@ class RolloutTask(MoleculeTask):
         law: see `RolloutLaw`.
         sampling: solver and times of the paths; their number of evaluations and temperatures are the law's.
         half: whether paths are made in bfloat16, as they are trained in.
+        label: says the properties of molecules (state, mask), `[B, P]`, in the data's units: see the module.
+
+    Raises:
+        PerrinError: the network has no self-conditioning, or takes no wishes and there is a label.
     """
 
     def __init__(
@@ -97,13 +105,19 @@ class RolloutTask(MoleculeTask):
         law: RolloutLaw | None = None,
         sampling: SamplingOptions | None = None,
         half: bool = False,
+        label: Callable[[State, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(denoiser, config, buckets, batch=batch, seed=seed, loss=loss)
+        if label is not None and not self.ranges:
+            raise PerrinError(
+                "expected a network that takes wishes for paths with a label, given one without"
+            )
         if not self.self_conditioned:
             raise PerrinError(
                 "expected a network with self-conditioning to learn from its paths, given one without"
             )
         self.law, self.sampling, self.half = law or RolloutLaw(), sampling or SamplingOptions(), half
+        self.label = label
         self.vocabulary = config.vocabulary
         self.config["rollouts"] = asdict(self.law)
         self.teacher = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
@@ -153,8 +167,11 @@ class RolloutTask(MoleculeTask):
         if (step * _SHARE) % 1.0 >= self.law.share or not held:
             return super().prepare(step, generator=generator, rank=rank, world=world)
         pick = torch.multinomial(self.weights[number], len(index), replacement=True, generator=generator)
-        batch = {k: v[pick][rank::world] for k, v in held.items()}
-        return (number, "paths"), {k: _wide(v) for k, v in batch.items()}
+        batch = {k: v[pick] for k, v in held.items()}
+        if "values" in batch:
+            z = standardise(batch.pop("values"), self.ranges)
+            batch["intervals"] = self.loss_config.intervals.draw(z, generator)
+        return (number, "paths"), {k: _wide(v[rank::world]) for k, v in batch.items()}
 
     def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `MoleculeTask`."""
@@ -186,7 +203,13 @@ class RolloutTask(MoleculeTask):
                 turn += 1
                 index = torch.randint(len(bucket), (size,), generator=generator, device=device)
                 x_0, mask = bucket.take(index)
-                given = self._parts(number, x_0, mask, turn % 2 == 0, generator) if self.with_parts else None
+                told: dict[str, Any] = {}
+                if self.with_parts:
+                    told = self._parts(number, x_0, mask, turn % 2 == 0, generator)
+                if self.label is not None and bucket.values is not None:
+                    z = standardise(bucket.values[index], self.ranges)
+                    told["intervals"] = self.loss_config.intervals.draw(z, generator)
+                given = self._held(number, told) if told else None
                 found, good = self._paths(fast, mask, evaluations, cold, generator, given)
                 rows += found
                 share.setdefault((evaluations, cold[0]), []).append(good)
@@ -215,19 +238,24 @@ class RolloutTask(MoleculeTask):
     def _parts(
         self, number: int, x_0: State, mask: Tensor, some: bool, generator: torch.Generator
     ) -> dict[str, Any]:
-        """A condition with parts of molecules, or with none, in the same tensors for all batches of a bucket."""
+        """A condition with parts of molecules, or with none."""
         flags = {k: torch.zeros_like(mask) for k in FLAGS}
         if some:
             flags = self.parts_law.draw(
                 x_0, mask, hydrogen=self.hydrogen, most=self.most[number], generator=generator
             )
+        return {"known": x_0, **flags}
+
+    def _held(self, number: int, told: dict[str, Any]) -> dict[str, Any]:
+        """The condition in the same tensors for all batches of a bucket."""
         if number not in self._given:
-            self._given[number] = copy.deepcopy({"known": x_0, **flags})
+            self._given[number] = copy.deepcopy(told)
         held = self._given[number]
-        for k in FLAGS:
-            held[k].copy_(flags[k])
-        for k, v in x_0.items():
-            held["known"][k].copy_(v)
+        for k, v in told.items():
+            for name, x in v.items() if isinstance(v, dict) else ():
+                held[k][name].copy_(x)
+            if isinstance(v, Tensor):
+                held[k].copy_(v)
         return held
 
     def _paths(
@@ -263,7 +291,11 @@ class RolloutTask(MoleculeTask):
                 self_condition=True,
             )
         good = sound(end, mask, self.vocabulary)
-        same = {"mask": mask[good]} | ({k: given[k][good] for k in FLAGS} if given else {})
+        same = {"mask": mask[good]}
+        if self.with_parts and given:
+            same |= {k: given[k][good] for k in FLAGS}
+        if self.label is not None:
+            same["values"] = self.label(end, mask)[good]
         rows = [
             {**same, "t": t[good]}
             | {
@@ -320,7 +352,7 @@ class _Recorder:
             self.seen.append((x, t, previous))
         self.turn += 1
         out: State = self.denoiser(x, t, condition=condition, layouts=layouts, previous=previous)
-        return out if condition is None else corrected(out, condition)
+        return corrected(out, condition) if condition and "known" in condition else out
 
 
 def _narrow(name: str, x: Tensor) -> Tensor:
