@@ -73,6 +73,12 @@ class WeatherModality(Modality):
                 help="sst: start from months however far from the model's climatology, such as those of another climate",
             )
             group.add_argument("--days", type=int, metavar="N", help="speedy: how far ahead (default 15)")
+            group.add_argument("--years", type=int, metavar="N", help="speedy: how far ahead, in years")
+            group.add_argument(
+                "--every",
+                metavar="5d|month",
+                help="speedy: write means over days or calendar months (default: write every step)",
+            )
             group.add_argument(
                 "--start",
                 metavar="DATE[:DATE]",
