@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -326,7 +327,7 @@ def test_means_are_those_of_the_steps(bundle: Path, tmp_path: Path) -> None:
     assert days.dataset["u"].attrs["cell_methods"] == "forecast_period: mean (interval: 24 hours)"
     # February's first ten days are over, so that the first whole month is March: steps 20 … 50 are of 2 March to 1 April
     edges = np.cumsum([19, 31, 30, 31, 30])
-    truth = [x[a:b].mean(0) for a, b in zip(edges, edges[1:])]
+    truth = [x[a:b].mean(0) for a, b in pairwise(edges)]
     np.testing.assert_allclose(months.read("u")[0, 0], truth, atol=1e-5)
     assert [lead.after(months.references[0]).month for lead in months.leads] == [3, 4, 5, 6]
 
@@ -367,7 +368,9 @@ def test_a_member_goes_on_from_its_last_segment(
     assert main(["forecast", *words, "-o", str(tmp_path / "a.zarr")]) == 130
     assert main(["forecast", *words, "-o", str(tmp_path / "a.zarr")]) == 0
     assert len(made) <= 199 + 1 + 365 - 128
-    files = sorted(p.relative_to(tmp_path / "a.zarr") for p in (tmp_path / "a.zarr").rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(tmp_path / "a.zarr") for p in (tmp_path / "a.zarr").rglob("*") if p.is_file()
+    )
     assert len(files) > 6
     for path in files:
         assert (tmp_path / "a.zarr" / path).read_bytes() == (tmp_path / "b.zarr" / path).read_bytes()

@@ -59,8 +59,9 @@ def map_unordered(
     """Yield `(item, work(item))` as results arrive. The processes start when this is called, not at the first result.
 
     With one worker everything happens here; with more, in processes that each call `setup(*arguments)` once, take one
-    thread, end when the parent is gone, and ignore Ctrl-C, which is the parent's to handle. Processes are forked where that is safe (Linux, no CUDA
-    context), so that nothing is imported or loaded twice, and spawned elsewhere. Call it before any thread is started.
+    thread, end when the parent is gone, and ignore Ctrl-C, which is the parent's to handle. Processes are forked where that
+    is safe (Linux, no CUDA context), so that nothing is imported or loaded twice, and spawned elsewhere. Call it before any
+    thread is started.
     """
     if workers <= 1 or len(items) <= 1:
         return _here(work, items, setup, arguments)

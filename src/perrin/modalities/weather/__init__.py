@@ -106,6 +106,33 @@ class WeatherModality(Modality):
                 metavar="YYYY-YYYY",
                 help="on which the ensemble's width is chosen (default 1995-1999)",
             )
+        elif verb == "correct":
+            group.add_argument(
+                "--reference", metavar="FILE", required=True, help="observations or analyses on the same grid"
+            )
+            group.add_argument(
+                "--historical",
+                metavar="FILE",
+                help="the simulation of the reference's period (default: the simulation that is corrected)",
+            )
+            group.add_argument(
+                "--method",
+                default="quantile-delta",
+                metavar="NAME",
+                help="quantile-delta, quantile-mapping, mean-variance or mean (default quantile-delta)",
+            )
+            group.add_argument(
+                "--ratio", action="store_true", help="correct by factors: precipitation, wind speed"
+            )
+            group.add_argument(
+                "--group",
+                default="month",
+                metavar="NAME",
+                help="what is corrected apart: month, season or all (default month)",
+            )
+            group.add_argument(
+                "--nodes", type=int, default=50, metavar="N", help="quantiles at most (default 50)"
+            )
         elif verb == "verify":
             group.add_argument(
                 "--against",
@@ -160,7 +187,7 @@ class WeatherModality(Modality):
         """
         from perrin.modalities.weather.outputs import check_path
 
-        if verb in ("data", "forecast", "assimilate"):
+        if verb in ("data", "forecast", "assimilate", "correct"):
             check_path(arguments.out)
         return super().outputs(verb, arguments)
 
@@ -201,6 +228,12 @@ class WeatherModality(Modality):
         from perrin.modalities.weather import commands
 
         commands.data(arguments)
+
+    def correct(self, arguments: Namespace) -> None:
+        """Correct a simulation's bias."""
+        from perrin.modalities.weather import commands
+
+        commands.correct(arguments)
 
     def verify(self, arguments: Namespace) -> Any:
         """Score a forecast."""

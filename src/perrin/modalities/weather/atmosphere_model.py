@@ -35,6 +35,7 @@ from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes
 if TYPE_CHECKING:  # the model runs where there is no xarray
     from perrin.modalities.weather.fields import Fields
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AtmosphereStart:
     """The time of the state, and it and the one before, in the file's units, `[K, 2, C, rows, columns]`, the later first."""
@@ -297,7 +298,9 @@ class AtmosphereModel:
             for lead in range(at, cut):
                 time = start.time + datetime.timedelta(hours=self.config.hours * lead)
                 day = (time - type(time)(time.year, 1, 1, calendar=time.calendar)).total_seconds() / 86400
-                step_seeds = seeds * 1_000_003 + lead + 1  # of this step: noise has no step's number of its own
+                step_seeds = (
+                    seeds * 1_000_003 + lead + 1
+                )  # of this step: noise has no step's number of its own
                 found = self.step(
                     self.norm.normalise(now),
                     self.norm.normalise(before),

@@ -183,9 +183,7 @@ def _run(unit: tuple[int, int]) -> tuple[int, range]:
     if at and _STATE.get("advance"):
         _STATE["advance"](at * len(numbers))
     cuts = [c for c in pieces.cuts if c > at]
-    segments = model.members(
-        start, member_seeds(options.seed, start, made), cuts, made, at=at, states=states
-    )
+    segments = model.members(start, member_seeds(options.seed, start, made), cuts, made, at=at, states=states)
     for cut, (part, states) in zip(cuts, segments, strict=True):
         for name, values in part.items():
             where, values = pieces.reduce(values, at)

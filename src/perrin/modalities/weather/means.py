@@ -55,7 +55,7 @@ class Bins:
     def periods(self, step: float) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Forecast periods in the unit of `step`, `[count]`, and where they are means their bounds, `[count, 2]`."""
         if self.edges is None:
-            return step * np.arange(1, self.leads + 1), None
+            return step * np.arange(1, self.leads + 1, dtype=np.float64), None
         bounds = step * np.stack([self.edges[:-1], self.edges[1:]], 1).astype(np.float64)
         return bounds.mean(1), bounds
 
@@ -117,7 +117,8 @@ def bins(every: str | None, times: Sequence[Any], leads: int, hours: int) -> Bin
 
 def _months(time: Any, leads: int, hours: int) -> tuple[int, ...]:
     """The last steps that are not after the first of a month, 0:00."""
-    edges, year, month = [], time.year, time.month
+    edges: list[int] = []
+    year, month = time.year, time.month
     while True:
         first = type(time)(year, month, 1, calendar=time.calendar)
         at = (first - time) // datetime.timedelta(hours=hours)

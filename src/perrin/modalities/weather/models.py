@@ -102,7 +102,11 @@ def forecast(a: Namespace) -> None:
     form = "%Y-%m" if model.unit == "months" else "%Y-%m-%d %H:%M"
     when = " to ".join(dict.fromkeys(s.time.strftime(form) for s in (starts[0], starts[-1])))
     days, hours = divmod(leads * step, 24)
-    length = counted(int(leads * step), model.unit) if model.unit == "months" or hours else counted(int(days), "days")
+    length = (
+        counted(int(leads * step), model.unit)
+        if model.unit == "months" or hours
+        else counted(int(days), "days")
+    )
     if a.every:
         length += f" as means of {a.every}"
     went = f", {there} from unfinished work" if there else ""

@@ -91,7 +91,7 @@ def write_region(path: str | Path, name: str, where: tuple[int | slice, ...], va
 
 
 def finish(store: str | Path, out: str | Path) -> None:
-    """Give a finished store its name: the folder itself, or its content as NetCDF, a piece of one member in memory at a time.
+    """Give a finished store its name: the folder itself, or its content as NetCDF, a piece of a member in memory at once.
 
     Raises:
         PerrinError: the output has another suffix, or cannot be written.
