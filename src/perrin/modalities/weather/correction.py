@@ -130,19 +130,24 @@ def quantiles(x: Array, tau: Array) -> Array:
 
 
 def probability(x: Array, own: Array) -> Array:
-    """F(x) for the distribution of `own`, `[n, …]`, the inverse of `quantiles`; ties are at the middle of their ranks."""
+    """F(x) for the distribution of `own`, `[n, …]`, the inverse of `quantiles`; ties are at the middle of their ranks.
+
+    Where `own` has fewer than two values it is 0.
+    """
     count, places = len(x), x[0].size
-    out = np.empty((count, places))
+    out = np.zeros((count, places))
     columns = zip(x.reshape(count, places).T, np.sort(own, axis=0).reshape(len(own), places).T)
     for j, (values, known) in enumerate(columns):
         known = known[: np.isfinite(known).sum()]
-        n = max(len(known), 1)
+        n = len(known)
+        if n < 2:
+            continue
         low, high = np.searchsorted(known, values, "left"), np.searchsorted(known, values, "right")
         rank = (low + high) / 2  # of a value among them; between two of them what is linear between
         if own is not x:
             between = low == high
-            i = np.clip(low, 1, max(n - 1, 1))
-            a, b = known[i - 1], known[np.minimum(i, n - 1)]
+            i = np.clip(low, 1, n - 1)
+            a, b = known[i - 1], known[i]
             part = np.clip((values - a) / np.where(b > a, b - a, 1), 0, 1)
             rank = np.where(between, i - 0.5 + part, rank)
         out[:, j] = rank / n
