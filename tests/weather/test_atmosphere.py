@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from test_cf import complaints
 
 from perrin.bundle import write_bundle
 from perrin.cli import main
@@ -330,6 +331,10 @@ def test_means_are_those_of_the_steps(bundle: Path, tmp_path: Path) -> None:
     truth = [x[a:b].mean(0) for a, b in pairwise(edges)]
     np.testing.assert_allclose(months.read("u")[0, 0], truth, atol=1e-5)
     assert [lead.after(months.references[0]).month for lead in months.leads] == [3, 4, 5, 6]
+    words = ["--days", "143", "--every", "month", "-o", str(tmp_path / "months.nc")]
+    assert main(["forecast", str(bundle), *options(*words)]) == 0
+    np.testing.assert_array_equal(open_fields(tmp_path / "months.nc").read("u"), months.read("u"))
+    assert complaints(tmp_path / "months.nc") == []
 
 
 def test_means_that_cannot_be_are_refused(

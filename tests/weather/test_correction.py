@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from test_cf import complaints
 
 from perrin.cli import main
 from perrin.modalities.weather.correction import METHODS, CorrectionOptions, correct, probability, quantiles
@@ -242,6 +243,8 @@ def test_an_ensemble_of_means_as_the_rollout_writes_it(tmp_path: Path) -> None:
     options = CorrectionOptions(nodes=10)
     truth = correct(may, obs[4::12], may, options)
     np.testing.assert_allclose(pooled[:, :, 4].reshape(20, 3, 4), truth, rtol=1e-6)
+    assert main(["correct", str(tmp_path / "sim.nc"), *words_[:-1], str(tmp_path / "out.nc")]) == 0
+    assert complaints(tmp_path / "out.nc") == []
 
 
 def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
