@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from test_cf import complaints
 
+from perrin import load
 from perrin.bundle import write_bundle
 from perrin.cli import main
 from perrin.core import CounterNoise, Dense, sample_seeds
@@ -313,6 +314,16 @@ def test_task_of_several_runs_pairs_states_of_one() -> None:
 def options(*more: str) -> list[str]:
     """Of short rollouts of one member."""
     return ["--members", "1", "--workers", "1", "--device", "cpu", "--seed", "3", *more]
+
+
+def test_states_have_no_degrees_beyond_the_grid_s(bundle: Path) -> None:
+    """Whatever a step starts from, what comes out is its own sum of harmonics of degree below 8."""
+    model = load(bundle)
+    now = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 8, 16))).float()
+    found = model.step(now, now, 40.0, CounterNoise(sample_seeds(0, range(2))))
+    transform = harmonics(8, 16, 8)
+    assert (now - transform.inverse(transform(now))).abs().max() > 0.5
+    torch.testing.assert_close(found, transform.inverse(transform(found)), atol=2e-6, rtol=0)
 
 
 def test_means_are_those_of_the_steps(bundle: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A trained atmosphere: starts from files, members step by step.
 
-A step's result is rounded to float32 in the file's units, and the next step starts from that: what is on disk is the
-trajectory.
+A step's result keeps its spherical harmonics of degree below L alone, which are all that the states of the training data
+have: a grid of L × 2L points has twice as many numbers, most of the others near the poles, where without this they grow from
+step to step until after a year they are all there is. It is rounded to float32 in the file's units, and the next step starts
+from that: what is on disk is the trajectory.
 
 A start is one analysis or an ensemble of them; with K analyses, member k starts from number k mod K. The model was trained
 on exact states, so that the error of the analysis is in a forecast's spread only if the analyses have it in theirs.
@@ -29,6 +31,7 @@ from perrin.modalities.weather.atmosphere import (
     Normalisation,
     build_denoiser,
     extra_channels,
+    harmonics,
 )
 from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes
 
@@ -266,7 +269,8 @@ class AtmosphereModel:
             noise,
             condition=torch.cat([now, before, more], 1),
         )
-        return now + self.norm.change[:, None, None] * state[FIELD]
+        transform = harmonics(self.config.rows, self.config.columns, self.config.rows).to(self.device)
+        return transform.inverse(transform(now + self.norm.change[:, None, None] * state[FIELD]))
 
     def members(
         self,
