@@ -1,7 +1,8 @@
 """Truth for `benchmarks/speedy.py`: many runs of SPEEDY side by side, and truth ensembles of held-out dates.
 
     python benchmarks/speedy_truth.py truth/ --states states/          # jcm and JAX: a GPU, 200 s for 20 000 model days
-    python benchmarks/speedy_truth.py truth/ --states states/ --batch 8 --tests 2 --members 2 --days 8 --spinup 4 --leads 2
+    python benchmarks/speedy_truth.py truth/ --states states/ --batch 8 --tests 2 --members 2 --days 8 --spinup 4 --leads 2 \
+        --rest 5 --checkpoints 3                                       # whether it runs: minutes on a CPU
 
 `--states` is a folder of checkpoints through a year (`perrin.modalities.weather.speedy.Speedy.save`); if it is empty
 it is filled, from rest, two years of model time on one core. jcm's step is batched with `jax.vmap`: in float32 a run
@@ -43,7 +44,8 @@ def main() -> None:
     p.add_argument("--spinup", type=int, default=28)
     p.add_argument("--leads", type=int, default=10)
     p.add_argument("--size", type=float, default=0.1)
-    p.add_argument("--checkpoints", type=int, default=25, help="through the year, if there are none yet")
+    p.add_argument("--checkpoints", type=int, default=25, help="15 days apart, if there are none yet")
+    p.add_argument("--rest", type=int, default=365, help="days from rest to the first of them")
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     Runs(a).write()
@@ -71,10 +73,11 @@ class Runs:
         a.states.mkdir(exist_ok=True)
         paths = sorted(a.states.glob("*.state"))
         if not paths:
-            model.run(365)
+            model.run(a.rest)
             for k in range(a.checkpoints):
                 model.save(a.states / f"{k:02d}.state")
-                model.run(15)
+                if k + 1 < a.checkpoints:
+                    model.run(15)
             paths = sorted(a.states.glob("*.state"))
         for path in paths:
             model.restore(path)

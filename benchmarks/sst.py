@@ -88,7 +88,7 @@ def bundle_forecasts(
     out = np.full((len(LEADS), members, len(starts), *sst.sea.shape), np.nan, dtype=np.float32)
     for i, start in enumerate(starts):
         for k in range(members):
-            (found,) = model.members(start, member_seeds(0, start, [k]), max(LEADS), [k])
+            ((found, _),) = model.members(start, member_seeds(0, start, [k]), [max(LEADS)], [k])
             out[:, k, i] = found["sst"][[lead - 1 for lead in LEADS]]
     dims = ("realization", "forecast_reference_time", "forecast_period", "latitude", "longitude")
     sets = {}

@@ -159,5 +159,40 @@ def test_a_signal_to_everybody_is_the_parents_to_handle(number: int, tmp_path: P
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.parametrize("fork", [True, False])
+def test_workers_do_not_outlive_a_parent_that_is_killed(fork: bool, tmp_path: Path) -> None:
+    """kill −9 of the parent alone, with workers that are busy and one that waits for work."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\n"
+        "from perrin.run import pool\n"
+        f"pool._fork_is_safe = lambda: {fork}\n"
+        "def setup(): print(os.getpid(), flush=True)\n"
+        "def work(item): time.sleep(item)\n"
+        "if __name__ == '__main__':\n"
+        "    list(pool.map_unordered(work, [0, 60, 60], workers=3, setup=setup, arguments=()))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    workers = [int(process.stdout.readline()) for _ in range(3)]
+    assert all(alive(pid) for pid in workers)
+    process.kill()
+    process.wait()
+    stop = time.monotonic() + 30
+    while any(alive(pid) for pid in workers) and time.monotonic() < stop:
+        time.sleep(0.02)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie, which waits for somebody to ask for its code, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_the_cores_of_this_process() -> None:
     assert 1 <= cpu_count() <= (os.cpu_count() or 1)

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from test_cf import complaints
 
+from perrin import load
 from perrin.bundle import write_bundle
 from perrin.cli import main
 from perrin.core import CounterNoise, Dense, sample_seeds
@@ -306,3 +309,84 @@ def test_task_of_several_runs_pairs_states_of_one() -> None:
     torch.testing.assert_close(batch["x_0"], torch.full_like(batch["x_0"], 2.0))
     now = sorted(batch["condition"][:, 0, 0, 0].tolist())
     assert now == [2, 3, 4, 5, 6, 7, 102, 103, 104, 105, 106, 107]
+
+
+def options(*more: str) -> list[str]:
+    """Of short rollouts of one member."""
+    return ["--members", "1", "--workers", "1", "--device", "cpu", "--seed", "3", *more]
+
+
+def test_states_have_no_degrees_beyond_the_grid_s(bundle: Path) -> None:
+    """Whatever a step starts from, what comes out is its own sum of harmonics of degree below 8."""
+    model = load(bundle)
+    now = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 8, 16))).float()
+    found = model.step(now, now, 40.0, CounterNoise(sample_seeds(0, range(2))))
+    transform = harmonics(8, 16, 8)
+    assert (now - transform.inverse(transform(now))).abs().max() > 0.5
+    torch.testing.assert_close(found, transform.inverse(transform(found)), atol=2e-6, rtol=0)
+
+
+def test_means_are_those_of_the_steps(bundle: Path, tmp_path: Path) -> None:
+    """Means over 5 days and over calendar months, from a start on 10 February 2001 (day 40), against every step's."""
+    for name, words in {"all": (), "days": ("--every", "5d"), "months": ("--every", "month")}.items():
+        out = str(tmp_path / f"{name}.zarr")
+        assert main(["forecast", str(bundle), *options("--days", "80", *words), "-o", out]) == 0
+    steps, days, months = (open_fields(tmp_path / f"{n}.zarr") for n in ("all", "days", "months"))
+    x = steps.read("u")[0, 0]
+    np.testing.assert_allclose(days.read("u")[0, 0], x.reshape(16, 5, 8, 16).mean(1), atol=1e-5)
+    assert [lead.seconds / 3600 for lead in days.leads[:2]] == [60, 180]
+    assert days.dataset["forecast_period_bounds"].values[1].tolist() == [120, 240]
+    assert days.dataset["u"].attrs["cell_methods"] == "forecast_period: mean (interval: 24 hours)"
+    # February's first ten days are over, so that the first whole month is March: steps 20 … 50 are of 2 March to 1 April
+    edges = np.cumsum([19, 31, 30])
+    truth = [x[a:b].mean(0) for a, b in pairwise(edges)]
+    np.testing.assert_allclose(months.read("u")[0, 0], truth, atol=1e-5)
+    assert [lead.after(months.references[0]).month for lead in months.leads] == [3, 4]
+    words = ["--days", "80", "--every", "month", "-o", str(tmp_path / "months.nc")]
+    assert main(["forecast", str(bundle), *options(*words)]) == 0
+    np.testing.assert_array_equal(open_fields(tmp_path / "months.nc").read("u"), months.read("u"))
+    assert complaints(tmp_path / "months.nc") == []
+
+
+def test_means_that_cannot_be_are_refused(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "x.nc")
+    for words in (
+        ["--every", "5"],
+        ["--every", "0d"],
+        ["--every", "20d"],
+        ["--every", "month"],
+        ["--years", "1"],
+        ["--years", "0"],
+    ):
+        assert main(["forecast", str(bundle), *options("--days", "15"), *words, "-o", out]) == 2
+    assert capsys.readouterr().err.count("\n") == 6
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("every", [(), ("--every", "month")])
+def test_a_member_goes_on_from_its_last_segment(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: tuple[str, ...]
+) -> None:
+    """Stopped in the third segment: no step of the first two is made again, and the bytes are those of peace."""
+    words = [str(bundle), *options("--days", "172", *every)]
+    assert main(["forecast", *words, "-o", str(tmp_path / "b.zarr")]) == 0
+    step, made = AtmosphereModel.step, []
+
+    def counted(self: AtmosphereModel, *a: object) -> torch.Tensor:
+        made.append(1)
+        if len(made) == 150:
+            raise KeyboardInterrupt
+        return step(self, *a)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(AtmosphereModel, "step", counted)
+    assert main(["forecast", *words, "-o", str(tmp_path / "a.zarr")]) == 130
+    assert main(["forecast", *words, "-o", str(tmp_path / "a.zarr")]) == 0
+    assert len(made) <= 150 + 172 - 128
+    files = sorted(
+        p.relative_to(tmp_path / "a.zarr") for p in (tmp_path / "a.zarr").rglob("*") if p.is_file()
+    )
+    assert len(files) > 6
+    for path in files:
+        assert (tmp_path / "a.zarr" / path).read_bytes() == (tmp_path / "b.zarr" / path).read_bytes()

@@ -33,6 +33,7 @@ VERBS = {
     "rank": "filter, sort and pick: perrin rank out.sdf --by qed,-sa --where 'MW<150'",
     "forecast": "an ensemble from a state: perrin forecast weather/sst --file sst.nc --members 50 -o ens.zarr",
     "assimilate": "states from observations: perrin assimilate weather/sst --observations obs.csv -o post.nc",
+    "correct": "a simulation without its bias: perrin correct sim.nc --reference obs.nc -o fixed.nc",
     "verify": "a forecast's scores: perrin verify ensemble.nc analysis.nc --json scores.json",
     "view": "one self-contained HTML page: perrin view out.sdf",
     "submit": "the same work as a Slurm array: perrin submit sample molecule/qm9 -n 1000000 --shards 200 -o run/",
@@ -47,7 +48,7 @@ _TARGETS = ("sample", "simulate", "invert", "data", "train", "forecast", "assimi
 
 _WRITERS = (
     "sample", "edit", "vary", "conformers", "simulate", "invert", "data", "evaluate", "rank", "forecast", "assimilate",
-    "verify", "view",
+    "correct", "verify", "view",
 )  # fmt: skip
 """Verbs whose outputs may be there already; `train` goes on in its folder."""
 
@@ -358,6 +359,11 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
         parser.add_argument("--workers", type=int, help="processes on the CPU (default: the cores there are)")
+    elif verb == "correct":
+        parser.add_argument("file", help="what was simulated")
+        parser.add_argument(
+            "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"
+        )
     elif verb == "verify":
         parser.add_argument("file", metavar="FORECAST", help="the forecast, or an ensemble of them")
         parser.add_argument("truth", metavar="TRUTH", help="what happened, at the same places")

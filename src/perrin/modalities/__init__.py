@@ -104,6 +104,10 @@ class Modality(ABC):
         """`perrin assimilate`; `arguments` as for `forecast`."""
         self._refuse("assimilate")
 
+    def correct(self, arguments: Namespace) -> None:
+        """`perrin correct`; `arguments` has file and out."""
+        self._refuse("correct")
+
     def verify(self, arguments: Namespace) -> None:
         """`perrin verify`; `arguments` has file, truth and json."""
         self._refuse("verify")

@@ -59,8 +59,9 @@ def map_unordered(
     """Yield `(item, work(item))` as results arrive. The processes start when this is called, not at the first result.
 
     With one worker everything happens here; with more, in processes that each call `setup(*arguments)` once, take one
-    thread and ignore Ctrl-C, which is the parent's to handle. Processes are forked where that is safe (Linux, no CUDA
-    context), so that nothing is imported or loaded twice, and spawned elsewhere. Call it before any thread is started.
+    thread, end when the parent is gone, and ignore Ctrl-C, which is the parent's to handle. Processes are forked where that
+    is safe (Linux, no CUDA context), so that nothing is imported or loaded twice, and spawned elsewhere. Call it before any
+    thread is started.
     """
     if workers <= 1 or len(items) <= 1:
         return _here(work, items, setup, arguments)
@@ -133,4 +134,19 @@ def _start(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     torch.set_num_threads(1)
+    threading.Thread(target=_follow_parent, name=QUIET, daemon=True).start()
     setup(*arguments)
+
+
+def _follow_parent() -> None:
+    """End with the parent: one that was killed (kill −9, no memory) closes nothing, and its workers would wait for ever.
+
+    The sentinel is a pipe of which the parent has the other end, and so have workers that were forked later: the last
+    ends first, then the one before.
+    """
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

@@ -73,6 +73,12 @@ class WeatherModality(Modality):
                 help="sst: start from months however far from the model's climatology, such as those of another climate",
             )
             group.add_argument("--days", type=int, metavar="N", help="speedy: how far ahead (default 15)")
+            group.add_argument("--years", type=int, metavar="N", help="speedy: how far ahead, in years")
+            group.add_argument(
+                "--every",
+                metavar="5d|month",
+                help="speedy: write means over days or calendar months (default: write every step)",
+            )
             group.add_argument(
                 "--start",
                 metavar="DATE[:DATE]",
@@ -99,6 +105,33 @@ class WeatherModality(Modality):
                 default="1995-1999",
                 metavar="YYYY-YYYY",
                 help="on which the ensemble's width is chosen (default 1995-1999)",
+            )
+        elif verb == "correct":
+            group.add_argument(
+                "--reference", metavar="FILE", required=True, help="observations or analyses on the same grid"
+            )
+            group.add_argument(
+                "--historical",
+                metavar="FILE",
+                help="the simulation of the reference's period (default: the simulation that is corrected)",
+            )
+            group.add_argument(
+                "--method",
+                default="quantile-delta",
+                metavar="NAME",
+                help="quantile-delta, quantile-mapping, mean-variance or mean (default quantile-delta)",
+            )
+            group.add_argument(
+                "--ratio", action="store_true", help="correct by factors: precipitation, wind speed"
+            )
+            group.add_argument(
+                "--group",
+                default="month",
+                metavar="NAME",
+                help="what is corrected apart: month, season or all (default month)",
+            )
+            group.add_argument(
+                "--nodes", type=int, default=50, metavar="N", help="quantiles at most (default 50)"
             )
         elif verb == "verify":
             group.add_argument(
@@ -154,7 +187,7 @@ class WeatherModality(Modality):
         """
         from perrin.modalities.weather.outputs import check_path
 
-        if verb in ("data", "forecast", "assimilate"):
+        if verb in ("data", "forecast", "assimilate", "correct"):
             check_path(arguments.out)
         return super().outputs(verb, arguments)
 
@@ -195,6 +228,12 @@ class WeatherModality(Modality):
         from perrin.modalities.weather import commands
 
         commands.data(arguments)
+
+    def correct(self, arguments: Namespace) -> None:
+        """Correct a simulation's bias."""
+        from perrin.modalities.weather import commands
+
+        commands.correct(arguments)
 
     def verify(self, arguments: Namespace) -> Any:
         """Score a forecast."""

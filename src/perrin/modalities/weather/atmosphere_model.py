@@ -1,7 +1,9 @@
 """A trained atmosphere: starts from files, members step by step.
 
-A step's result is rounded to float32 in the file's units, and the next step starts from that: what is on disk is the
-trajectory.
+A step's result keeps its spherical harmonics of degree below L alone, which are all that the states of the training data
+have: a grid of L × 2L points has twice as many numbers, most of the others near the poles, where without this they grow from
+step to step until after a year they are all there is. It is rounded to float32 in the file's units, and the next step starts
+from that: what is on disk is the trajectory.
 
 A start is one analysis or an ensemble of them; with K analyses, member k starts from number k mod K. The model was trained
 on exact states, so that the error of the analysis is in a forecast's spread only if the analyses have it in theirs.
@@ -29,14 +31,12 @@ from perrin.modalities.weather.atmosphere import (
     Normalisation,
     build_denoiser,
     extra_channels,
+    harmonics,
 )
 from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes
 
 if TYPE_CHECKING:  # the model runs where there is no xarray
     from perrin.modalities.weather.fields import Fields
-
-_SEGMENT = 64
-"""Steps that are written together: a shard of the store."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -269,35 +269,51 @@ class AtmosphereModel:
             noise,
             condition=torch.cat([now, before, more], 1),
         )
-        return now + self.norm.change[:, None, None] * state[FIELD]
+        transform = harmonics(self.config.rows, self.config.columns, self.config.rows).to(self.device)
+        return transform.inverse(transform(now + self.norm.change[:, None, None] * state[FIELD]))
 
     def members(
-        self, start: AtmosphereStart, seeds: Tensor, leads: int, numbers: Sequence[int]
-    ) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """Members, in segments of steps.
+        self,
+        start: AtmosphereStart,
+        seeds: Tensor,
+        cuts: Sequence[int],
+        numbers: Sequence[int],
+        *,
+        at: int = 0,
+        states: dict[str, Tensor] | None = None,
+    ) -> Iterator[tuple[dict[str, NDArray[np.float32]], dict[str, Tensor]]]:
+        """Members, in segments of steps, with the last two states of each segment.
 
         Arguments:
             start: see `starts`.
             seeds: of the members, `[B]`, int64.
-            leads: steps.
+            cuts: steps at which segments end.
             numbers: of the members, `[B]`: which analysis each starts from.
+            at: the step that `states` are of, where a rollout goes on.
+            states: `now` and `before`, `[B, C, rows, columns]` each, in the file's units.
         """
-        which = np.asarray(numbers) % len(start.states)
-        now, before = (torch.from_numpy(start.states[which, k]).to(self.device) for k in (0, 1))
-        part: list[NDArray[np.float32]] = []
-        for at in range(leads):
-            time = start.time + datetime.timedelta(hours=self.config.hours * at)
-            day = (time - type(time)(time.year, 1, 1, calendar=time.calendar)).total_seconds() / 86400
-            step_seeds = seeds * 1_000_003 + at + 1  # of this step: noise has no step's number of its own
-            found = self.step(
-                self.norm.normalise(now),
-                self.norm.normalise(before),
-                day,
-                CounterNoise(step_seeds.to(self.device)),
-            )
-            before, now = now, self.norm.restore(found).float()
-            part.append(now.cpu().numpy())
-            if (at + 1) % _SEGMENT == 0 or at + 1 == leads:
-                whole = np.stack(part, 2)  # [B, C, n, rows, columns]
-                yield {name: whole[:, i] for i, name in enumerate(self.config.fields)}
-                part = []
+        if states is None:
+            which = np.asarray(numbers) % len(start.states)
+            now, before = (torch.from_numpy(start.states[which, k]).to(self.device) for k in (0, 1))
+        else:
+            now, before = (states[name].to(self.device) for name in ("now", "before"))
+        for cut in cuts:
+            part: list[NDArray[np.float32]] = []
+            for lead in range(at, cut):
+                time = start.time + datetime.timedelta(hours=self.config.hours * lead)
+                day = (time - type(time)(time.year, 1, 1, calendar=time.calendar)).total_seconds() / 86400
+                step_seeds = (
+                    seeds * 1_000_003 + lead + 1
+                )  # of this step: noise has no step's number of its own
+                found = self.step(
+                    self.norm.normalise(now),
+                    self.norm.normalise(before),
+                    day,
+                    CounterNoise(step_seeds.to(self.device)),
+                )
+                before, now = now, self.norm.restore(found).float()
+                part.append(now.cpu().numpy())
+            at = cut
+            whole = np.stack(part, 2)  # [B, C, n, rows, columns]
+            fields = {name: whole[:, i] for i, name in enumerate(self.config.fields)}
+            yield fields, {"now": now.cpu(), "before": before.cpu()}

@@ -98,6 +98,28 @@ def speedy(a: Namespace) -> None:
     print(f"{found['states']} states in {a.out}")
 
 
+def correct(a: Namespace) -> None:
+    """`perrin correct SIMULATION --reference FILE -o OUT`: the same file without its bias."""
+    from perrin.modalities.weather.correct import correct_fields
+    from perrin.modalities.weather.correction import CorrectionOptions
+    from perrin.modalities.weather.fields import open_fields
+    from perrin.run.outputs import record_path
+    from perrin.run.record import record, write_record
+
+    options = CorrectionOptions(method=a.method, ratio=a.ratio, group=a.group, nodes=a.nodes)
+    simulation, reference = open_fields(a.file), open_fields(a.reference)
+    historical = open_fields(a.historical) if a.historical else None
+    past = f" and its past {Path(a.historical).name}" if a.historical else ""
+    words = {
+        "title": str(simulation.dataset.attrs.get("title", Path(a.file).name)) + ", bias corrected",
+        "source": f"{Path(a.file).name}{past}, corrected to {Path(a.reference).name}",
+        "comment": f"{a.method}{', by factors' if a.ratio else ''}, by {a.group}",
+    }
+    names = correct_fields(simulation, reference, historical, a.out, options, words)
+    write_record(record_path(a.out), record("correct", a))
+    print(f"{', '.join(names)} corrected by {a.method} in {a.out}")
+
+
 def parse_years(text: str) -> tuple[int, int]:
     """`1950-1994` as two numbers."""
     match = re.fullmatch(r"(\d+)-(\d+)", text)

@@ -61,13 +61,13 @@ def prepare(
 ) -> tuple[xr.Dataset, dict[Any, dict[str, Any]]]:
     """The dataset in canonical order with CF's attributes and bounds, and its encoding."""
     order = [d for d in (*DIMENSIONS[:3], "time", *DIMENSIONS[3:]) if d in dataset.dims]
-    if strange := [str(d) for d in dataset.dims if d not in order]:
+    if strange := [str(d) for d in dataset.dims if d not in (*order, "bound")]:
         raise PerrinError(
             f"expected the dimensions {', '.join(DIMENSIONS)} or time, given {strange[0]}: rename it"
         )
     if lacking := [d for d in order if d not in dataset.coords and d != "realization"]:
         raise PerrinError(f"expected a coordinate for each dimension, given none for {lacking[0]}: assign it")
-    out = dataset.transpose(*order)
+    out = dataset.transpose(*order, ...)
     if "realization" in out.dims and "realization" not in out.coords:
         out = out.assign_coords(realization=np.arange(out.sizes["realization"], dtype=np.int32))
     for name in set(out.coords) & set(_ATTRIBUTES):

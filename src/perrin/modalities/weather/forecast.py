@@ -1,9 +1,10 @@
 """Rollout of an ensemble to disk: a member at a time, and on from where it was.
 
-A model supplies starts and, for each start and member, fields of consecutive leads. A member is a function of the
-start, the seed of the run and the member's number alone. The store (`stores.create_store`) lies in `OUT.partial` until
-all of it is there; members that are done are listed in `OUT.partial/done`, and one that was cut off is made again, with
-the same bits.
+A model supplies starts and, for each start and member, fields of consecutive leads in segments. A member is a function of
+the start, the seed of the run and the member's number alone. The store (`stores.create_store`) lies in `OUT.partial` until
+all of it is there; members that are done are listed in `OUT.partial/done`. After a segment is written the state at its
+end is kept in `OUT.partial/state-START-MEMBER.safetensors`, from which one that was cut off goes on, with the same bits:
+a rollout of many years loses no more than its last segment.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from torch import Tensor
 from perrin.core import sample_seeds
 from perrin.errors import PerrinError
 from perrin.modalities.weather.fields import DIMENSIONS
+from perrin.modalities.weather.means import Bins, bins
 from perrin.modalities.weather.outputs import check_path
 from perrin.modalities.weather.stores import create_store, finish, write_region
+from perrin.run.atomic import write_tensors
 from perrin.run.partial import read_key
 from perrin.run.pool import map_unordered
 from perrin.run.progress import progress
 
 Fields32 = dict[str, NDArray[np.float32]]
+States = dict[str, Tensor]
+"""All that the next step depends on."""
 
 
 class ForecastModel(Protocol):
@@ -51,8 +56,18 @@ class ForecastModel(Protocol):
     def together(self) -> int:
         """How many members are made at once: 1 where bits are to be those of each alone, more to fill a GPU."""
 
-    def members(self, start: Any, seeds: Tensor, leads: int, numbers: Sequence[int]) -> Iterator[Fields32]:
-        """Fields of consecutive leads, `[members, n, rows, columns]` each, in segments that add up to `leads`."""
+    def members(
+        self,
+        start: Any,
+        seeds: Tensor,
+        cuts: Sequence[int],
+        numbers: Sequence[int],
+        *,
+        at: int = 0,
+        states: States | None = None,
+    ) -> Iterator[tuple[Fields32, States]]:
+        """Fields of consecutive leads, `[members, n, rows, columns]` each, a segment up to each of `cuts`, and the states
+        at its end; from lead `at` and its states on, where they are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +78,7 @@ class Rollout:
         members: how many.
         leads: how many steps of the model.
         step: of the model, in its unit.
+        every: means to write in place of every step (`means.bins`), for a model whose unit is hours.
         seed: of the run.
         workers: processes.
     """
@@ -70,6 +86,7 @@ class Rollout:
     members: int
     leads: int
     step: float
+    every: str | None = None
     seed: int = 0
     workers: int = 1
 
@@ -99,6 +116,7 @@ def rollout(
     for name in ("members", "leads"):
         if getattr(options, name) < 1:
             raise PerrinError(f"expected {name} of at least 1, given {getattr(options, name)}")
+    pieces = bins(options.every, [s.time for s in starts], options.leads, int(options.step))
     out = Path(out)
     folder = out.with_name(out.name + ".partial")
     key = {
@@ -106,6 +124,7 @@ def rollout(
         "seed": options.seed,
         "members": options.members,
         "leads": options.leads,
+        "every": options.every,
         "starts": [s.time.strftime("%Y-%m-%d %H") for s in starts],
         "state": _digest(starts),
     }
@@ -113,7 +132,7 @@ def rollout(
     store, log = folder / "data.zarr", folder / "done"
     if not (found and store.is_dir()):
         log.unlink(missing_ok=True)
-        _create(store, model, starts, options, words)
+        _create(store, model, starts, options, pieces, words)
     done = _done(log)
     each = model.together
     units = [
@@ -122,17 +141,20 @@ def rollout(
         for k in range(0, options.members, each)
         if any((i, j) not in done for j in range(k, min(k + each, options.members)))
     ]
-    settings = (model, list(starts), options, str(store))
-    results = map_unordered(
-        _run, units, workers=min(options.workers, len(units) or 1), setup=_setup, arguments=settings
-    )
-    with progress("forecast", len(starts) * options.members) as advance, log.open("a") as file:
-        advance(len(done))
+    settings = (model, list(starts), options, pieces, str(store))
+    workers = min(options.workers, len(units) or 1)
+    _STATE.clear()
+    results = map_unordered(_run, units, workers=workers, setup=_setup, arguments=settings)
+    total = len(starts) * options.members * pieces.leads
+    with progress("forecast, steps", total) as advance, log.open("a") as file:
+        _STATE["advance"] = advance if workers == 1 else None  # else a member is told of when it is whole
+        advance(len(done) * pieces.leads)
         for i, numbers in (result for _, result in results):
             file.write("".join(f"{i} {k}\n" for k in numbers))
             file.flush()
             os.fsync(file.fileno())
-            advance(sum((i, k) not in done for k in numbers))
+            if workers > 1:
+                advance(len(numbers) * pieces.leads)
     finish(store, out)
     shutil.rmtree(folder, ignore_errors=True)
     return len(done)
@@ -141,28 +163,51 @@ def rollout(
 _STATE: dict[str, Any] = {}
 
 
-def _setup(model: ForecastModel, starts: list[Any], options: Rollout, store: str) -> None:
-    _STATE.update(model=model, starts=starts, options=options, store=store)
+def _setup(model: ForecastModel, starts: list[Any], options: Rollout, pieces: Bins, store: str) -> None:
+    _STATE.update(model=model, starts=starts, options=options, pieces=pieces, store=store)
     torch.set_num_threads(1)
 
 
 def _run(unit: tuple[int, int]) -> tuple[int, range]:
     """The members of one start from one number on, written segment by segment."""
     model, options, store = _STATE["model"], _STATE["options"], _STATE["store"]
+    pieces: Bins = _STATE["pieces"]
     i, first = unit
     start = _STATE["starts"][i]
     made = range(
         first, first + model.together
     )  # always as many, so that a member does not depend on how many are asked for
     numbers = range(first, min(first + model.together, options.members))
-    at = 0
-    for part in model.members(start, member_seeds(options.seed, start, made), options.leads, made):
-        length = next(iter(part.values())).shape[1]
+    kept = Path(store).with_name(f"state-{i}-{first}.safetensors")
+    at, states = _read_states(kept)
+    if at and _STATE.get("advance"):
+        _STATE["advance"](at * len(numbers))
+    cuts = [c for c in pieces.cuts if c > at]
+    segments = model.members(start, member_seeds(options.seed, start, made), cuts, made, at=at, states=states)
+    for cut, (part, states) in zip(cuts, segments, strict=True):
         for name, values in part.items():
+            where, values = pieces.reduce(values, at)
             for k, x in zip(numbers, values):
-                write_region(store, name, (k, i, slice(at, at + length)), x)
-        at += length
+                if len(x):
+                    write_region(store, name, (k, i, where), x)
+        if cut < pieces.cuts[-1]:
+            write_tensors(kept, states, {"at": str(cut)})
+        if _STATE.get("advance"):
+            _STATE["advance"]((cut - at) * len(numbers))
+        at = cut
+    kept.unlink(missing_ok=True)
     return i, numbers
+
+
+def _read_states(path: Path) -> tuple[int, States | None]:
+    """How far a member was, and its states there: from the start, unless they can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return int(file.metadata()["at"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return 0, None
 
 
 def _done(log: Path) -> set[tuple[int, int]]:
@@ -175,27 +220,44 @@ def _done(log: Path) -> set[tuple[int, int]]:
 
 
 def _create(
-    store: Path, model: ForecastModel, starts: Sequence[Any], options: Rollout, words: dict[str, str]
+    store: Path,
+    model: ForecastModel,
+    starts: Sequence[Any],
+    options: Rollout,
+    pieces: Bins,
+    words: dict[str, str],
 ) -> None:
-    leads = options.step * np.arange(1, options.leads + 1)
-    if model.unit == "months":
-        leads = leads.astype(np.int32)
+    leads, bounds = pieces.periods(options.step)
+    period: dict[str, Any] = {"units": model.unit}
+    coords: dict[str, Any] = {}
+    if bounds is not None:
+        coords["forecast_period_bounds"] = (("forecast_period", "bound"), bounds)
+        period["bounds"] = "forecast_period_bounds"
     template = xr.Dataset(
         coords={
             "realization": np.arange(options.members, dtype=np.int32),
             "forecast_reference_time": [s.time for s in starts],
-            "forecast_period": ("forecast_period", leads, {"units": model.unit}),
+            "forecast_period": (
+                "forecast_period",
+                leads.astype(np.int32) if model.unit == "months" else leads,
+                period,
+            ),
             "latitude": model.latitude,
             "longitude": model.longitude,
         }
+        | coords
     )
+    fields = model.fields(starts[0])
+    if bounds is not None:
+        mean = {"cell_methods": f"forecast_period: mean (interval: {options.step:g} {model.unit})"}
+        fields = {name: dict(attributes) | mean for name, attributes in fields.items()}
     create_store(
         store,
         template,
-        model.fields(starts[0]),
+        fields,
         DIMENSIONS,
         words,
-        shards={"forecast_period": min(options.leads, 64)},
+        shards={"forecast_period": pieces.group},
     )
 
 

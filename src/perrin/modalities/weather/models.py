@@ -72,7 +72,14 @@ def forecast(a: Namespace) -> None:
     workers = (
         cpu_count() if many and model.together == 1 else 1
     )  # where starting a process costs more, or on a GPU
-    options = Rollout(members=a.members, leads=leads, step=step, seed=a.seed, workers=a.workers or workers)
+    options = Rollout(
+        members=a.members,
+        leads=leads,
+        step=step,
+        every=a.every,
+        seed=a.seed,
+        workers=a.workers or workers,
+    )
     begin = time.perf_counter()
     words = {
         "title": f"ensemble forecast of {model.name}",
@@ -94,7 +101,14 @@ def forecast(a: Namespace) -> None:
     )
     form = "%Y-%m" if model.unit == "months" else "%Y-%m-%d %H:%M"
     when = " to ".join(dict.fromkeys(s.time.strftime(form) for s in (starts[0], starts[-1])))
-    length = counted(int(leads * step), model.unit)
+    days, hours = divmod(leads * step, 24)
+    length = (
+        counted(int(leads * step), model.unit)
+        if model.unit == "months" or hours
+        else counted(int(days), "days")
+    )
+    if a.every:
+        length += f" as means of {a.every}"
     went = f", {there} from unfinished work" if there else ""
     print(f"{counted(a.members, 'members')} from {when}, {length}, in {a.out}: {seconds:.1f} s{went}")
 
@@ -102,15 +116,22 @@ def forecast(a: Namespace) -> None:
 def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float]:
     """How many steps are asked for, and how long one is in the model's unit."""
     if isinstance(model, SSTModel):
-        if a.days is not None:
-            raise PerrinError("expected --months for a monthly model, given --days: say --months 6")
+        for name in ("days", "years", "every"):
+            if getattr(a, name) is not None:
+                raise PerrinError(f"expected --months for a monthly model, given --{name}: say --months 6")
         months = model.longest if a.months is None else a.months
         if not 1 <= months <= model.longest:
             raise PerrinError(f"expected --months from 1 to {model.longest}, given {months}")
         return months, 1
     if a.months is not None:
         raise PerrinError("expected --days for a daily model, given --months: say --days 15")
+    if a.years is not None and a.days is not None:
+        raise PerrinError("expected --days or --years, given both: leave one out")
+    if a.years is not None and a.years < 1:
+        raise PerrinError(f"expected --years of at least 1, given {a.years}")
     hours, days = model.config.hours, 15 if a.days is None else a.days
+    if a.years is not None:
+        days = int(365.2425 * a.years)
     if days < 1 or days * 24 % hours:
         raise PerrinError(f"expected --days of at least 1 that steps of {hours} hours make up, given {days}")
     return days * 24 // hours, hours

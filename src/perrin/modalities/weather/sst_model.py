@@ -326,21 +326,30 @@ class SSTModel:
         return self.regression.mean(start.past, month) + self.inflation[:, None] * r
 
     def members(
-        self, start: SSTStart, seeds: Tensor, leads: int, numbers: Sequence[int]
-    ) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """One member's fields, `[1, leads, rows, columns]` each, all leads at once.
+        self,
+        start: SSTStart,
+        seeds: Tensor,
+        cuts: Sequence[int],
+        numbers: Sequence[int],
+        *,
+        at: int = 0,
+        states: dict[str, Tensor] | None = None,
+    ) -> Iterator[tuple[dict[str, NDArray[np.float32]], dict[str, Tensor]]]:
+        """One member's fields, `[1, leads, rows, columns]` each, all leads at once and so without states between.
 
         Arguments:
             start: see `starts`.
             seeds: of the member, `[1]`, int64.
-            leads: months, at most `longest`.
+            cuts: how many months, at most `longest`.
             numbers: of the member.
+            at, states: nothing goes on from a month between.
         """
+        (leads,) = cuts
         x = self.anomalies(start, seeds)[:leads]
         months = (start.time.month + np.arange(leads)) % 12
         out = np.full((leads, *self.sea.shape), np.nan, dtype=np.float32)
         out[:, self.sea] = np.maximum(x + self.climatology[months], _FREEZING) + start.offset
-        yield {"sst": out[None]}
+        yield {"sst": out[None]}, {}
 
     def with_inflation(self, inflation: Array) -> SSTModel:
         """The same model with another γ."""
@@ -413,15 +422,22 @@ class SSTInfill:
         )
 
     def members(
-        self, start: ObservedMonth, seeds: Tensor, leads: int, numbers: Sequence[int]
-    ) -> Iterator[dict[str, NDArray[np.float32]]]:
+        self,
+        start: ObservedMonth,
+        seeds: Tensor,
+        cuts: Sequence[int],
+        numbers: Sequence[int],
+        *,
+        at: int = 0,
+        states: dict[str, Tensor] | None = None,
+    ) -> Iterator[tuple[dict[str, NDArray[np.float32]], dict[str, Tensor]]]:
         """One field from the posterior, `[1, 1, rows, columns]`."""
         if self._kept is None or self._kept[0] is not start:
             self._kept = (start, self.infill(start))
         x = self._kept[1].members(seeds)[0]
         out = np.full((1, *self.model.sea.shape), np.nan, dtype=np.float32)
         out[0, self.model.sea] = np.maximum(x + self.model.climatology[start.time.month - 1], _FREEZING)
-        yield {"sst": out[None]}
+        yield {"sst": out[None]}, {}
 
 
 def config_of(denoiser: NetworkDenoiser) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def write_region(path: str | Path, name: str, where: tuple[int | slice, ...], va
 
 
 def finish(store: str | Path, out: str | Path) -> None:
-    """Give a finished store its name: the folder itself, or its content as NetCDF, one member in memory at a time.
+    """Give a finished store its name: the folder itself, or its content as NetCDF, a piece of a member in memory at once.
 
     Raises:
         PerrinError: the output has another suffix, or cannot be written.
@@ -126,6 +126,7 @@ def _to_netcdf(store: Path, path: Path) -> None:
         for name in sorted(arrays, key=lambda n: (arrays[n].ndim, n)):
             array = arrays[name]
             big = array.ndim > 2
+            before = array.ndim - 3
             words = {k: v for k, v in dict(array.attrs).items() if k != "_FillValue"}
             more: dict[str, Any] = {}
             if big:
@@ -135,8 +136,10 @@ def _to_netcdf(store: Path, path: Path) -> None:
                 name, array.dtype.newbyteorder("="), array.metadata.dimension_names, **more
             )
             variable.setncatts(words)
-            if array.ndim > 2:
-                for i in range(array.shape[0]):
-                    variable[i] = array[i]
+            if big:
+                for where in np.ndindex(array.shape[:before]):
+                    for at in range(0, array.shape[before], 64):
+                        piece = (*where, slice(at, at + 64))
+                        variable[piece] = array[piece]
             else:
                 variable[...] = array[...]

@@ -109,11 +109,11 @@ def verify(
             f"expected a truth by valid time alone, given {truth.label} with {', '.join(extra)}: the forecast comes "
             "first, then the truth"
         )
-    _check_grids(forecast, truth)
-    names = _match(forecast, truth)
+    check_grids(forecast, truth)
+    names = match(forecast, truth)
     if climatology is not None:
-        _check_grids(climatology.fields, truth)
-        _match(climatology.fields, truth)  # for its units
+        check_grids(climatology.fields, truth)
+        match(climatology.fields, truth)  # for its units
         if set(names) - set(climatology.fields.parts):
             raise PerrinError(
                 f"expected {', '.join(names)} in the climatology, given {', '.join(climatology.fields.parts)} in "
@@ -373,7 +373,12 @@ def _uniform(seed: int, number: int, offset: int, shape: tuple[int, ...]) -> Arr
     return np.random.Generator(generator).random(shape)
 
 
-def _check_grids(forecast: Fields, truth: Fields) -> None:
+def check_grids(forecast: Fields, truth: Fields) -> None:
+    """Say that two grids are not the same.
+
+    Raises:
+        PerrinError: they are not.
+    """
     for name in ("latitude", "longitude"):
         a, b = getattr(forecast, name), getattr(truth, name)
         if len(a) != len(b) or np.abs(a - b).max() > 1e-3:
@@ -383,8 +388,12 @@ def _check_grids(forecast: Fields, truth: Fields) -> None:
             )
 
 
-def _match(forecast: Fields, truth: Fields) -> dict[str, str]:
-    """The forecast's name for each variable of the truth that it has."""
+def match(forecast: Fields, truth: Fields) -> dict[str, str]:
+    """The forecast's name for each variable of the truth that it has.
+
+    Raises:
+        PerrinError: it has none, or units differ.
+    """
 
     def standard(fields: Fields, part: str) -> str:
         attributes = fields.dataset[fields.parts[part].variable].attrs
