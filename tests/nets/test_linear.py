@@ -19,7 +19,8 @@ def test_agrees_with_float64(shape, gelu):
     with torch.no_grad():
         found = linear(layer, x, gelu=gelu)
         turned = linear(layer, x.transpose(0, -2).contiguous().transpose(0, -2), gelu=gelu)
-    assert found.shape == want.shape and found.dtype == torch.float32
+    assert found.shape == want.shape
+    assert found.dtype == torch.float32
     assert torch.allclose(found.double(), want, atol=1e-5)
     assert torch.allclose(turned.double(), want, atol=1e-5)
 

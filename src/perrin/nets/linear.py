@@ -2,8 +2,8 @@
 
 torch multiplies float32 matrices by MKL on a CPU, which on processors of AMD runs at about half the speed of oneDNN (46
 against 100 GFLOP/s on one core of an EPYC 9005). oneDNN is there in the same torch, takes the activation along, and adds
-in the same precision: results agree to rounding. Where gradients, another precision or another device are asked for, torch's own
-`linear` does it.
+in the same precision: results agree to rounding. Where gradients, another precision or another device are asked for,
+torch's own `linear` does it.
 """
 
 from __future__ import annotations

@@ -54,7 +54,9 @@ class AdaptiveBlock(nn.Module):
 
     def _attention(self, x: Tensor, bias: Tensor | None) -> Tensor:
         b, n, w = x.shape
-        q, k, v = linear(self.qkv, x).reshape(b, n, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            linear(self.qkv, x).reshape(b, n, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         if bias is None:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
