@@ -15,22 +15,24 @@ from torch.nn import functional as F
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def linear(layer: nn.Linear, x: Tensor, *, gelu: bool = False) -> Tensor:
+def linear(layer: nn.Module, x: Tensor, *, gelu: bool = False) -> Tensor:
     """The layer's output.
 
     Arguments:
+        layer: an `nn.Linear`.
         x: `[..., inside]`.
         gelu: GELU of it, in the form with tanh.
     """
     if (
         _ONEDNN
+        and isinstance(layer, nn.Linear)
         and x.device.type == "cpu"
         and x.dtype == layer.weight.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
     ):
-        how = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        how: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, *how)
         return found
-    y = layer(x)
+    y: Tensor = layer(x)
     return F.gelu(y, approximate="tanh") if gelu else y
