@@ -1,6 +1,7 @@
-"""Few-step students on a mixture in the plane: consistency distillation against distribution matching.
+"""Few-step students on a mixture in the plane: paths, consistency distillation and distribution matching.
 
     python benchmarks/distill.py teacher
+    python benchmarks/distill.py paths --updates 1000
     python benchmarks/distill.py consistency --updates 4000
     python benchmarks/distill.py matching --updates 3000
 
@@ -32,11 +33,14 @@ from perrin.core import (
     NetworkDenoiser,
     RectifiedFlow,
     State,
+    UniPC,
+    make_plan,
     plan_steps,
     sample,
     sample_seeds,
 )
-from perrin.core.distill import ConsistencyLoss, few_step
+from perrin.core.distill import ConsistencyLoss, PathLoss, few_step, paths, with_times
+from perrin.core.grids import power
 from perrin.core.testing import GaussianMixture
 
 BATCH, COUNT = 512, 6000
@@ -106,6 +110,32 @@ def consistency(updates: int) -> None:
             report(target, i + 1, began)
 
 
+def by_paths(updates: int) -> None:
+    """20,000 paths of UniPC on 38 times; the student's own six times are among them."""
+    generator, began, count = torch.Generator().manual_seed(1), time.time(), 20_000
+    times = sorted({t for row in TIMES for t in row}, reverse=True)
+    plan = make_plan(PROCESS, UniPC(3), with_times(power(32, exponent=1.5, start=0.999), times, apart=0.0))
+    noise = CounterNoise(sample_seeds(3, range(count)))
+    found = paths(TEACHER, PROCESS, plan, times, {"x": Dense(count)}, noise)["x"]
+    print(f"paths: {plan.nfe} evaluations of the teacher each, {time.time() - began:.0f} s")
+    student, loss, levels = network(), PathLoss(), torch.tensor(times)
+    target, optimizer = copy.deepcopy(student), torch.optim.Adam(student.parameters(), 2e-3)
+    for i in range(updates):
+        cooled(optimizer, 2e-3, i / updates)
+        level = torch.randint(0, len(times), (BATCH,), generator=generator)
+        row = torch.randint(0, count, (BATCH,), generator=generator)
+        x_t, end = {"x": found[level, row]}, {"x": found[-1, row]}
+        value = loss(student, x_t, levels[level], end, LAYOUTS).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for a, b in zip(target.parameters(), student.parameters(), strict=True):
+                a.lerp_(b, 0.05)
+        if (i + 1) % max(1, updates // 4) == 0:
+            report(target, i + 1, began)
+
+
 def matching(updates: int) -> None:
     """`∇ = (D_fake − D_teacher) / |f − D_teacher|` at a random noise level; `D_fake` learns the student's outputs."""
     generator, began = torch.Generator().manual_seed(1), time.time()
@@ -161,7 +191,7 @@ def teacher(_: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    runs = {"teacher": teacher, "consistency": consistency, "matching": matching}
+    runs = {"teacher": teacher, "paths": by_paths, "consistency": consistency, "matching": matching}
     parser.add_argument("method", choices=list(runs))
     parser.add_argument("--updates", type=int, default=4000)
     options = parser.parse_args()

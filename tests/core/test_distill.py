@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perrin.core import (
+    SOLVERS,
     Categorical,
     Clean,
     Composite,
@@ -21,9 +22,11 @@ from perrin.core import (
     NetworkDenoiser,
     RectifiedFlow,
     State,
+    make_plan,
     sample_seeds,
 )
-from perrin.core.distill import ConsistencyLoss, few_step
+from perrin.core.distill import ConsistencyLoss, PathLoss, few_step, paths, with_times
+from perrin.core.grids import uniform
 from perrin.core.testing import GaussianMixture
 
 F64 = torch.float64
@@ -54,6 +57,35 @@ def test_the_exact_function_is_consistent() -> None:
     assert losses[0] / losses[1] > 2**5
     assert losses[1] / losses[2] > 2**5
     assert loss_of(DATA.denoiser(SCHEDULE), 32) > 100 * losses[1]
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "unipc-3"])
+def test_paths_lead_where_the_exact_function_says(solver: str) -> None:
+    n, times = 500, [0.999, 0.6, 0.3]
+    grid = with_times(uniform(200, start=0.999), times, apart=0.01)
+    assert all(t in grid.tolist() for t in times)
+    plan = make_plan(PROCESS, SOLVERS[solver], grid)
+    noise = CounterNoise(sample_seeds(0, range(n)), F64)
+    found = paths(DATA.denoiser(SCHEDULE), PROCESS, plan, times, {"x": Dense(n)}, noise)["x"]
+    assert found.shape == (4, n, 1)
+    tolerance = 0.02 if solver == "ddim" else 1e-3
+    for x, time in zip(found, times, strict=False):
+        t = torch.full((n,), time, dtype=F64)
+        torch.testing.assert_close(exact({"x": x}, t)["x"], found[-1], atol=tolerance, rtol=0)
+        loss = PathLoss(width=0.01)
+        state, end, layouts = {"x": x}, {"x": found[-1]}, {"x": Dense(n)}
+        assert float(loss(exact, state, t, end, layouts).max()) < tolerance
+        if time > 0.5:
+            assert float(loss(DATA.denoiser(SCHEDULE), state, t, end, layouts).mean()) > 0.05
+
+
+def test_paths_need_a_plan_that_stops_there_and_draws_nothing() -> None:
+    more = [0.5], {"x": Dense(2)}, CounterNoise(sample_seeds(0, range(2)), F64)
+    for solver, grid, words in (("ddim", uniform(3), "stops"), ("ddpm", uniform(4, start=0.999), "no noise")):
+        times = [0.7493] if solver == "ddpm" else more[0]
+        plan = make_plan(PROCESS, SOLVERS[solver], with_times(grid, times) if solver == "ddpm" else grid)
+        with pytest.raises(ValueError, match=words):
+            paths(DATA.denoiser(SCHEDULE), PROCESS, plan, times, *more[1:])
 
 
 @pytest.mark.parametrize("times", [[0.999], [0.999, 0.5], [0.999, 0.8, 0.5, 0.2]])

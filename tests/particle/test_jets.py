@@ -210,6 +210,14 @@ def test_a_jet_does_not_depend_on_its_batch(trained: JetModel) -> None:
     assert (np.diff(a.particles[..., 2], axis=1) <= 0).all()
 
 
+def test_momenta_add_up_to_what_was_drawn_for_the_jet(trained: JetModel, jets: Jets) -> None:
+    found, data = (
+        np.hypot(*momentum(x.particles)[:, :2].T) for x in (trained.sample(40, kind="top", batch=40), jets)
+    )
+    assert found.min() > data.min() - 1e-4
+    assert found.max() < data.max() + 1e-4
+
+
 def test_ranges_are_kept(trained: JetModel) -> None:
     found = trained.sample(20, kind="gluon", pt=(900, 1300), mass=(50, 120)).jets
     assert found[:, 0].min() >= 900 - 1e-2

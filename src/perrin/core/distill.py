@@ -1,6 +1,14 @@
 """Distillation to few steps: a student that jumps where its teacher integrates.
 
-Consistency distillation (Song et al. 2023): the student's value is constant along the teacher's probability-flow ODE,
+Two ways to the same function f, the end of the teacher's path through `x_t`. *Paths*: the teacher samples, its states at
+the student's times are kept (`paths`), and f is regressed on the ends,
+
+    |f(x_t, t) − x_0|,    x_t … x_0 one path of the teacher's probability-flow ODE (Luhman and Luhman 2021, at some times).
+
+Nothing is bootstrapped, so a student learns in hundreds of updates, and no data are needed; it is what the shipped
+student of showers was made by. The absolute error, rounded near zero, prefers values that occur to their mean.
+
+*Consistency* (Song et al. 2023): the student's value is constant along the teacher's ODE,
 
     |f(x_t, t) − sg f⁻(x_s, s)|²,    x_s = one deterministic, second-order row of the teacher from t to s < t,
 
@@ -25,6 +33,7 @@ keep a second denoiser on the student's heels, and moved about instead of settli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +44,10 @@ from perrin.core.denoiser import Denoiser
 from perrin.core.layout import Layouts
 from perrin.core.losses import squared_error
 from perrin.core.noise import Noise
+from perrin.core.plan import Plan
 from perrin.core.processes import Composite, Gaussian, State
+from perrin.core.replay import Mode
+from perrin.core.sampling import sample
 
 
 def _gaussian(process: Composite, name: str) -> Gaussian:
@@ -99,6 +111,86 @@ class ConsistencyLoss:
         schedule, layout = _gaussian(self.process, name).schedule, layouts[name]
         keep = schedule.sigma(s) / schedule.sigma(t)
         return layout.expand(keep, x) * x + layout.expand(schedule.alpha(s) - schedule.alpha(t) * keep, d) * d
+
+
+def with_times(grid: Tensor, times: Sequence[float], *, apart: float = 0.18) -> Tensor:
+    """A falling grid with `times` among its own, less those nearer to one of `times` than `apart` in `ln(t/(1 − t))`."""
+    inner = torch.tensor([t for t in times if 0 < t < 1], dtype=grid.dtype).logit()
+    ends = (grid <= 0) | (grid >= 1)
+    near = ((grid.clamp(1e-12, 1 - 1e-12).logit().unsqueeze(1) - inner).abs() < apart).any(1) & ~ends
+    return torch.cat((grid[~near], torch.tensor(times, dtype=grid.dtype))).unique().flip(0)
+
+
+@torch.no_grad()
+def paths(
+    teacher: Denoiser,
+    process: Composite,
+    plan: Plan,
+    times: Sequence[float],
+    layouts: Layouts,
+    noise: Noise,
+    *,
+    condition: Any = None,
+    start: State | None = None,
+    mode: Mode = "eager",
+) -> State:
+    """The teacher's samples and what they were at `times`, `[len(times) + 1, …]` for every Gaussian field, the end last.
+
+    Arguments:
+        plan: of a deterministic solver, whose times hold `times` (see `with_times`).
+        times: falling; the first may be the plan's.
+        start: the values of `Clean` fields.
+
+    Raises:
+        ValueError: the plan does not stop at one of the times, or draws noise.
+    """
+    stops = {plan.start, *(stage.stop for stage in plan.stages)}
+    missing = [t for t in times if not any(abs(t - stop) < 1e-9 for stop in stops)]
+    if missing:
+        raise ValueError(f"expected times at which the plan stops, given {missing[0]:g}: see with_times")
+    if any(getattr(row, "c", 0.0) for rows in plan.rows.values() for row in rows):
+        raise ValueError(f"expected a plan that draws no noise, given one of {plan.solver}")
+    x = process.prior_state(noise, layouts, time=plan.start, start=start)
+    names = [k for k, field in process.fields.items() if isinstance(field, Gaussian)]
+    kept: dict[float, State] = {plan.start: x}
+
+    def keep(state: State, time: float) -> State:
+        kept[time] = state  # a corrector comes back to its time: the last state counts
+        return state
+
+    end = sample(
+        teacher, process, plan, layouts, noise, condition=condition, start=x, constraint=keep, mode=mode
+    )
+    chosen = [next(v for k, v in kept.items() if abs(k - t) < 1e-9) for t in times] + [end]
+    return {name: torch.stack([state[name] for state in chosen]) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PathLoss:
+    """The mean of `√(d² + w²) − w` over a sample's numbers, with `d = f(x_t, t) − x_0` on the teacher's path.
+
+    Arguments:
+        width: w, below which the error is squared.
+    """
+
+    width: float = 0.1
+
+    def __call__(
+        self, student: Denoiser, x_t: State, t: Tensor, end: State, layouts: Layouts, *, condition: Any = None
+    ) -> Tensor:
+        """The loss per sample, `[B]`.
+
+        Arguments:
+            x_t: states of paths at the times `t` `[B]`, with the `Clean` fields.
+            end: the same paths' ends.
+        """
+        made = student(x_t, t, condition=condition, layouts=layouts)
+        total = t.new_zeros(t.shape)
+        for name in made:
+            d = made[name] - end[name]
+            mean = layouts[name].mean((d.square() + self.width**2).sqrt() - self.width)
+            total = total + mean.reshape(len(mean), -1).mean(1)
+        return total
 
 
 @torch.no_grad()

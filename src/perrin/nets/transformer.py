@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perrin.nets.linear import linear
+
 
 class AdaptiveBlock(nn.Module):
     """One block.
@@ -44,19 +46,23 @@ class AdaptiveBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x` `[B, N, width]`, `c` `[B, condition]`; `bias` `[B, heads or 1, N, N]` is added to the logits."""
-        g1, b1, o1, g2, b2, o2 = self.modulation(c).unsqueeze(1).chunk(6, dim=-1)
+        g1, b1, o1, g2, b2, o2 = linear(self.modulation, c).unsqueeze(1).chunk(6, dim=-1)
         x = x + o1 * self._attention(_normed(x) * (1 + g1) + b1, bias)
-        return x + o2 * self.mlp(_normed(x) * (1 + g2) + b2)
+        up, _, down = self.mlp
+        h = linear(up, _normed(x) * (1 + g2) + b2, gelu=True)
+        return x + o2 * linear(down, h)
 
     def _attention(self, x: Tensor, bias: Tensor | None) -> Tensor:
         b, n, w = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            linear(self.qkv, x).reshape(b, n, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         if bias is None:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
             logits = (q @ k.transpose(-1, -2)).float() * (w // self.heads) ** -0.5 + bias
             y = torch.softmax(logits, dim=-1).to(v.dtype) @ v
-        return self.out(y.transpose(1, 2).reshape(b, n, w))
+        return linear(self.out, y.transpose(1, 2).reshape(b, n, w))
 
 
 class AdaptiveTransformer(nn.Module):
@@ -94,8 +100,9 @@ class AdaptiveMLP(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """`x` `[B, width]`, `c` `[B, condition]`."""
-        g, b, o = self.modulation(c).chunk(3, dim=-1)
-        return x + o * self.down(F.silu(self.up(_normed(x) * (1 + g) + b)))
+        g, b, o = linear(self.modulation, c).chunk(3, dim=-1)
+        h = F.silu(linear(self.up, _normed(x) * (1 + g) + b))
+        return x + o * linear(self.down, h)
 
 
 class ResidualMLP(nn.Module):

@@ -237,9 +237,17 @@ class JetModel(ParticleModel[Staged, JetConfig]):
         )
 
     def _decode(self, x: Tensor, mask: Tensor, values: Tensor, count: Tensor) -> Jets:
+        """Particles by falling pT. Their momenta are scaled to the sum that the first stage has drawn.
+
+        A jet of at most 30 constituents has all of them here, so that they add up to its own momentum; left to the network,
+        they do to 2 %, by which a classifier knows them.
+        """
         c = self.config
         eta, phi = (x[..., k] * c.angle_scale for k in (0, 1))
         pt = torch.exp((x[..., 2] * c.log_pt[1] + c.log_pt[0]).clamp(max=0.0))
+        pt = pt.double() * mask
+        total = torch.hypot((pt * phi.cos()).sum(1), (pt * phi.sin()).sum(1))
+        pt = (pt * (values[:, 5] / total.clamp(min=1e-6)).unsqueeze(1)).to(eta)
         rows = torch.stack([eta, phi, pt, torch.ones_like(pt)], -1) * mask.unsqueeze(-1)
         order = rows[..., 2].argsort(dim=1, descending=True, stable=True)
         rows = rows.gather(1, order.unsqueeze(-1).expand_as(rows))

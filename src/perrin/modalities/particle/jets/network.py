@@ -17,6 +17,7 @@ from perrin.core import Clean, Composite, Dense, EDMHead, Gaussian, Layouts, Net
 from perrin.modalities.particle.jets.files import CLASSES, WIDTH
 from perrin.modalities.particle.staged import Staged, full_precision
 from perrin.nets import TimeEmbedding
+from perrin.nets.linear import linear
 from perrin.nets.transformer import AdaptiveTransformer, ResidualMLP
 
 FEATURES = 6
@@ -125,7 +126,8 @@ class ParticleNetwork(nn.Module):
             apart = torch.log(difference[..., :2].square().sum(-1, keepdim=True) + 1e-4)
             seen = torch.cat((difference, apart), -1)
             c = torch.nn.functional.silu(self.time(t) + self.told(torch.cat((fields[JET], fields[KIND]), -1)))
-        bias = self.pairs(seen).permute(0, 3, 1, 2).float()
+        up, _, down = self.pairs
+        bias = linear(down, linear(up, seen, gelu=True)).permute(0, 3, 1, 2).float()
         bias = bias.masked_fill(~mask[:, None, None, :], _BLOCKED)
         h = self.trunk(h, c, bias)
         with full_precision(x):

@@ -23,6 +23,7 @@ from perrin.core import Clean, Composite, Dense, EDMHead, Gaussian, Layouts, Net
 from perrin.modalities.particle.showers.geometry import ANGLES, LAYERS, RADII
 from perrin.modalities.particle.staged import Staged, full_precision
 from perrin.nets import TimeEmbedding
+from perrin.nets.linear import linear
 from perrin.nets.transformer import AdaptiveTransformer, ResidualMLP
 
 LAYER, VOXEL, ENERGY, TOLD = "layers", "voxels", "energy", "told"
@@ -167,10 +168,12 @@ class VoxelNetwork(nn.Module):
             shares = layers[:, 1:, None, None].expand(shape)
             stem = self.stem(torch.stack((x, shares, radius), 1))
             c = F.silu(self.time(t) + self.energy(fields[ENERGY]) + self.told(layers))
-        h = self.embed(self._split(F.gelu(stem)))
+        h = linear(self.embed, self._split(F.gelu(stem)))
         h = h + (self.along + self.around(self.place) + self.across).reshape(1, -1, h.shape[-1])
-        h = self.unembed(self.trunk(h, c))
+        h = linear(self.unembed, self.trunk(h, c))
         y = torch.cat((self._join(h), stem.to(h.dtype)), 1)
+        if y.device.type == "cpu":  # the wide convolution is twice as fast there with the channels last
+            y = y.contiguous(memory_format=torch.channels_last_3d)
         y = F.gelu(self.mix(y))
         with full_precision(x):
             return {VOXEL: self.outer(y.float()).squeeze(1)}
