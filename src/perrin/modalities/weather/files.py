@@ -61,13 +61,13 @@ def prepare(
 ) -> tuple[xr.Dataset, dict[Any, dict[str, Any]]]:
     """The dataset in canonical order with CF's attributes and bounds, and its encoding."""
     order = [d for d in (*DIMENSIONS[:3], "time", *DIMENSIONS[3:]) if d in dataset.dims]
-    if strange := [str(d) for d in dataset.dims if d not in order]:
+    if strange := [str(d) for d in dataset.dims if d not in order and d != "bound"]:
         raise PerrinError(
             f"expected the dimensions {', '.join(DIMENSIONS)} or time, given {strange[0]}: rename it"
         )
     if lacking := [d for d in order if d not in dataset.coords and d != "realization"]:
         raise PerrinError(f"expected a coordinate for each dimension, given none for {lacking[0]}: assign it")
-    out = dataset.transpose(*order)
+    out = dataset.transpose(*order, ...)
     if "realization" in out.dims and "realization" not in out.coords:
         out = out.assign_coords(realization=np.arange(out.sizes["realization"], dtype=np.int32))
     for name in set(out.coords) & set(_ATTRIBUTES):
@@ -78,11 +78,14 @@ def prepare(
         out[name] = out[name].assign_attrs(temperature(out[name].attrs))
     for name, build in (("latitude", latitude_edges), ("longitude", longitude_edges)):
         if name in out.dims and out.sizes[name] > 1:
-            edges = build(out[name].values)
-            out[f"{name}_bounds"] = ((name, "bound"), np.stack([edges[:-1], edges[1:]], 1))
+            if f"{name}_bounds" not in out:
+                edges = build(out[name].values)
+                out[f"{name}_bounds"] = ((name, "bound"), np.stack([edges[:-1], edges[1:]], 1))
             out[name].attrs["bounds"] = f"{name}_bounds"
     encoding: dict[Any, dict[str, Any]] = {n: {"_FillValue": None} for n in out.variables}
     for name in dataset.data_vars:
+        if name in ("latitude_bounds", "longitude_bounds"):
+            continue
         one = ("realization", "forecast_reference_time", "forecast_period", "time")
         chunks = tuple(1 if d in one else out.sizes[d] for d in out[name].dims)
         encoding[name] = {"dtype": "float32", "_FillValue": np.float32(np.nan)} | (
