@@ -14,7 +14,8 @@ with standard errors over times.
   analogs              of each coarse cell, by 3 × 3 coarse cells: the M nearest of training give M members; conserving
   mean, ensemble       the bundle's
 
-`CRPS/MAE` has the fair CRPS of the ensemble over the MAE of the bundle's deterministic mean. The spectrum is of windows
+`CRPS/MAE` has the fair CRPS of the ensemble over the MAE of the bundle's deterministic mean. Analogs lie around what they are chosen for, and are no independent
+draws: their CRPS is the biased one, of their empirical distribution. The spectrum is of windows
 without missing cells (Hann, radial mean); its error is the mean over wave numbers of |ln(S/S_truth)|, and the largest
 in brackets; members' spectra are averaged. `coarse` is the largest departure of the coarse means, as float32 values, in
 standard deviations of the coarse field.
@@ -25,39 +26,27 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from perrin.core import sample_seeds
 from perrin.modalities.weather.downscale_model import DownscaleModel, Downscaling
 from perrin.modalities.weather.downscale_train import FineRecord, inside, parse_spans, read_record
-from perrin.modalities.weather.downscaling import block_mean, conserve, interpolate, spread
-
-
-def neighbours(c: Tensor, circle: bool) -> Tensor:
-    """3 × 3 values around every cell, `[T, 9, rows, columns]` of `[T, rows, columns]`, missing ones as the cell itself."""
-    x = c[:, None]
-    x = torch.cat([x[..., -1:], x, x[..., :1]], -1) if circle else F.pad(x, (1, 1, 0, 0), mode="replicate")
-    x = F.pad(x, (0, 0, 1, 1), mode="replicate")
-    rows, columns = c.shape[-2:]
-    found = torch.cat([x[..., i : i + rows, j : j + columns] for i in range(3) for j in range(3)], 1)
-    return torch.where(found.isfinite(), found, c[:, None])
-
-
-def fine_of(x: Tensor, f: int) -> Tensor:
-    """`[..., f², rows, columns]` to `[..., f rows, f columns]`."""
-    *lead, _, rows, columns = x.shape
-    return x.reshape(*lead, f, f, rows, columns).movedim((-4, -3), (-3, -1)).reshape(*lead, rows * f, columns * f)
-
-
-def cells_of(y: Tensor, f: int) -> Tensor:
-    """The inverse of `fine_of`."""
-    *lead, rows, columns = y.shape
-    return y.reshape(*lead, rows // f, f, columns // f, f).movedim((-3, -1), (-4, -3)).flatten(-4, -3)
+from perrin.modalities.weather.downscaling import (
+    block_mean,
+    cells_of,
+    conserve,
+    fine_of,
+    fit_regression,
+    interpolate,
+    neighbours,
+    regress,
+    spread,
+)
 
 
 class Rivals:
@@ -73,14 +62,10 @@ class Rivals:
         config = grid.model.config
         self.f, self.unit, self.amounts, self.circle = config.factor, config.unit, config.amounts, grid.circle
         self.static, self.members, self.months = config.static, members, months
-        X = neighbours(c, self.circle)
+        X = neighbours(c, circle=self.circle)
         if self.static:
             self.X, self.detail = X.nan_to_num(0), y - spread(c, self.f)
-            A = self.X.permute(2, 3, 0, 1)
-            B = cells_of(self.detail, self.f).nan_to_num(0).permute(2, 3, 0, 1)
-            gram = A.mT @ A
-            ridge = 1e-3 * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-9)
-            self.W = torch.linalg.solve(gram + ridge[..., None, None] * torch.eye(9).to(A), A.mT @ B)
+            self.W = fit_regression(c, y, self.f, circle=self.circle)
             return
         cells = cells_of(y, self.f)
         good = (c > 0 if self.amounts else c.isfinite()) & cells.isfinite().all(1)
@@ -101,16 +86,15 @@ class Rivals:
 
     def regression(self, c: Tensor) -> Tensor:
         """Fine departures from coarse ones, `[rows, columns]`."""
-        X = neighbours(c[None], self.circle)[0]
         if self.static:
-            y = torch.einsum("krc,rckj->jrc", X.nan_to_num(0), self.W)
-            return fine_of(y, self.f) + spread(c, self.f)
+            return regress(c, self.W, self.f, circle=self.circle)
+        X = neighbours(c, circle=self.circle)
         y = fine_of(torch.einsum("krc,kj->jrc", X, self.W), self.f)
         return y.clamp(min=0) if self.amounts else y
 
     def analogs(self, c: Tensor, month: int) -> Tensor:
         """Members `[M, rows, columns]`."""
-        X = neighbours(c[None], self.circle)[0]
+        X = neighbours(c, circle=self.circle)
         if self.static:
             near = ((self.months - month + 1) % 12) <= 2
             away = ((self.X[near] - X.nan_to_num(0)) ** 2).sum(1)
@@ -156,13 +140,13 @@ class Spectrum:
         return float(ratio.mean()), float(ratio.max())
 
 
-def fair_crps(x: Tensor, y: Tensor) -> Tensor:
+def fair_crps(x: Tensor, y: Tensor, *, fair: bool = True) -> Tensor:
     """`[M, ...]` and `[...]`; see `perrin.modalities.weather.scores`."""
     count = len(x)
     e = (x - y).sort(0).values
     weight = 2.0 * torch.arange(1, count + 1, device=x.device).to(x) - count - 1
     pairs = 2 * torch.einsum("m,m...->...", weight, e)
-    return e.abs().mean(0) - pairs / (2 * count * (count - 1))
+    return e.abs().mean(0) - pairs / (2 * count * (count - fair))
 
 
 @torch.no_grad()
@@ -250,7 +234,8 @@ def compare(
         for name, x in found.items():
             middle = x.mean(0) if x.ndim == 3 else x
             mae, mse = score((middle - y[0]).abs()), score((middle - y[0]) ** 2)
-            own, var = (score(fair_crps(x, y[0])), score(x.var(0))) if x.ndim == 3 else (mae, 0.0)
+            crps = partial(fair_crps, fair=name != "analogs")
+            own, var = (score(crps(x, y[0])), score(x.var(0))) if x.ndim == 3 else (mae, 0.0)
             rows.setdefault(name, []).append([own, mae, mse, var])
             spectrum.add(name, x.nan_to_num(0))
             off = block_mean(torch.where(known, x.float().double(), torch.nan), grid.area, f, whole=False) - c[0]

@@ -76,10 +76,8 @@ class _Norm(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        return (x32 * (x32.square().mean(1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype) * self.gain[
-            :, None, None
-        ]
+        scale = (x.float().square().mean(1, keepdim=True) + 1e-6).rsqrt()
+        return x * scale.to(x.dtype) * self.gain[:, None, None].to(x.dtype)
 
 
 class _Block(nn.Module):

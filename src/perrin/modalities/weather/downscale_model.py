@@ -35,6 +35,7 @@ from perrin.modalities.weather.downscaling import (
     mean_field,
     mean_input,
     places,
+    regress,
     residual_denoiser,
     spread,
     transform,
@@ -57,11 +58,13 @@ class Place:
     Arguments:
         lat_edges, lon_edges: of the cells, degrees, ascending.
         climatology: of January to December, `[12, C, rows, columns]`, NaN where there is none.
+        regression: of fine departures on coarse ones, `[C, rows / f, columns / f, 9, f²]`.
     """
 
     lat_edges: Tensor
     lon_edges: Tensor
     climatology: Tensor
+    regression: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +122,7 @@ class DownscaleModel:
             out["place.known"] = known.all(0).to(torch.uint8)
             numbers = torch.where(known, self.place.climatology / self._unit(), 0)
             out["place.climatology"] = numbers.round().to(torch.int16)
+            out["place.regression"] = self.place.regression
         return {k: v.detach().cpu().contiguous() for k, v in out.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -161,7 +165,12 @@ class DownscaleModel:
                 usual = w["place.climatology"].double() * float(model["climatology_unit"])
                 climatology = torch.where(w["place.known"] > 0, usual, torch.nan)
                 edges = (torch.tensor(model[f"{k}_edges"], dtype=torch.float64) for k in ("latitude", "longitude"))
-                place = Place(lat_edges=next(edges), lon_edges=next(edges), climatology=climatology)
+                place = Place(
+                    lat_edges=next(edges),
+                    lon_edges=next(edges),
+                    climatology=climatology,
+                    regression=w["place.regression"].double(),
+                )
             for net in (mean, residual):
                 net.eval().requires_grad_(False).to(device)
             return cls(
@@ -224,6 +233,7 @@ class Downscaling:
             i, j = self._find(model.place, lat_edges, lon_edges)
             self.climatology = model.place.climatology[:, :, i][..., j].double().to(model.device)
             self.detail = model.scales.detail[:, i][..., j]
+            self.regression = model.place.regression[:, i[::f] // f][:, :, j[::f] // f].to(model.device)
             phi = torch.deg2rad(torch.from_numpy(self.latitude)).float()[:, None].expand(rows, columns)
             fixed += [self.detail.cpu().clamp(min=1e-6).log(), torch.stack([phi.sin(), phi.cos()])]
         self.static = torch.cat(fixed).to(model.device)
@@ -300,7 +310,7 @@ class Downscaling:
         mask = (spread(c, f) + usual).isfinite().all(0, keepdim=True)
         coarse_usual = block_mean(usual, self.area, f, whole=False)
         away = c - coarse_usual
-        b = interpolate(away, f, circle=self.circle)
+        b = self.first_guess(away)
         parts = {"b": b, "c": spread(away, f)}
         out = {k: torch.where(mask, v, 0).float()[None] for k, v in parts.items()}
         out["mask"] = mask[None].float()
@@ -308,6 +318,15 @@ class Downscaling:
         if self.climatology is not None:
             seen.append(self.seasonal(usual, coarse_usual, month)[None])
         return out | {"condition": torch.cat(seen, 1)}, torch.where(mask, usual, torch.nan)
+
+    def first_guess(self, away: Tensor) -> Tensor:
+        """b of coarse departures `[C, rows, columns]`."""
+        f = self.model.config.factor
+        if self.model.place is None:
+            return interpolate(away, f, circle=self.circle)
+        return torch.stack(
+            [regress(v, w, f, circle=self.circle) for v, w in zip(away, self.regression)]
+        )
 
     def seasonal(self, usual: Tensor, coarse_usual: Tensor, month: int) -> Tensor:
         """What the mean is told of the climatology of a month: its detail in units of s, and the season."""

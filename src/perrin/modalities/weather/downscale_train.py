@@ -28,8 +28,10 @@ from perrin.modalities.weather.downscaling import (
     ResidualTask,
     Scales,
     block_mean,
+    fit_regression,
     interpolate,
     places,
+    regress,
     spread,
 )
 from perrin.modalities.weather.grid import cell_areas, is_circle
@@ -187,14 +189,19 @@ def prepare(
             )
         usual = torch.stack([y[months == m].double().mean(0) for m in range(12)])
         usual[:, ~usual.isfinite().all(0)] = torch.nan
+    away = torch.stack([v.double() - usual[m] for v, m in zip(y, months)])
+    c = torch.stack([block_mean(v, area, f, whole=not config.static) for v in away])
+    if config.static:
+        weight = torch.stack([fit_regression(c[:, k], away[:, k], f, circle=circle) for k in range(count)])
         place = Place(
             lat_edges=torch.from_numpy(record.lat_edges),
             lon_edges=torch.from_numpy(record.lon_edges),
             climatology=usual,
+            regression=weight,
         )
-    away = torch.stack([v.double() - usual[m] for v, m in zip(y, months)])
-    c = torch.stack([block_mean(v, area, f, whole=not config.static) for v in away])
-    b = interpolate(c, f, circle=circle)
+        b = torch.stack([regress(c[:, k], w, f, circle=circle) for k, w in enumerate(weight)], 1)
+    else:
+        b = interpolate(c, f, circle=circle)
     near = spread(c, f)
     known = (near.isfinite() & away.isfinite()).all(1, keepdim=True)
     if not known.any():

@@ -6,8 +6,8 @@ data. Two networks that see only their surroundings (`perrin.nets.local_unet`) g
     ŷ = b + s ⊙ μ(b, c, …)          the conditional mean, trained by squared error
     y = T⁻¹( T(ŷ) + σ r ),  r ~ p(r | b, c, ŷ, …)     by diffusion (CorrDiff: Mardani et al. 2023)
 
-with b the bilinear interpolation of c, and then the means over coarse cells are made equal to c again (`conserve`). For
-amounts, such as rain, T(y) = log(1 + y/y₀) and s = c + y₀, a function of the condition alone, so that ŷ is still the mean
+and then the means over coarse cells are made equal to c again (`conserve`). b is a first guess: the bilinear interpolation
+of c; with places, the regression of each fine cell on 3 × 3 coarse ones. For amounts, such as rain, T(y) = log(1 + y/y₀) and s = c + y₀, a function of the condition alone, so that ŷ is still the mean
 of y itself, not of its logarithm; what falls below zero is none, and means are restored by a factor. For other fields T
 is the identity and means are restored by a term; with places (`static`), fields are departures from the fine climatology
 of the calendar month, and s is the root mean square of y − b at each cell.
@@ -134,6 +134,54 @@ def interpolate(c: Tensor, factor: int, *, circle: bool, mode: str = "bilinear")
         fine = fine[..., edge * factor : -edge * factor]
     value, weight = fine.reshape(2, *c.shape[:-2], *fine.shape[-2:])
     return torch.where(spread(known, factor), value / weight.clamp(min=1e-6), torch.nan)
+
+
+def neighbours(c: Tensor, *, circle: bool) -> Tensor:
+    """3 × 3 values around every cell, `[..., 9, rows, columns]`; missing ones, and those beyond the end, are as the cell
+    itself."""
+    rows, columns = c.shape[-2:]
+    x = c.reshape(-1, 1, rows, columns)
+    x = torch.cat([x[..., -1:], x, x[..., :1]], -1) if circle else F.pad(x, (1, 1, 0, 0), mode="replicate")
+    x = F.pad(x, (0, 0, 1, 1), mode="replicate")
+    found = torch.cat([x[..., i : i + rows, j : j + columns] for i in range(3) for j in range(3)], 1)
+    found = found.reshape(*c.shape[:-2], 9, rows, columns)
+    return torch.where(found.isfinite(), found, c.unsqueeze(-3))
+
+
+def fine_of(x: Tensor, factor: int) -> Tensor:
+    """`[..., f², rows, columns]` as `[..., f rows, f columns]`."""
+    *lead, _, rows, columns = x.shape
+    parts = x.reshape(*lead, factor, factor, rows, columns).movedim((-4, -3), (-3, -1))
+    return parts.reshape(*lead, rows * factor, columns * factor)
+
+
+def cells_of(y: Tensor, factor: int) -> Tensor:
+    """The inverse of `fine_of`."""
+    *lead, rows, columns = y.shape
+    parts = y.reshape(*lead, rows // factor, factor, columns // factor, factor)
+    return parts.movedim((-3, -1), (-4, -3)).flatten(-4, -3)
+
+
+def fit_regression(c: Tensor, y: Tensor, factor: int, *, circle: bool) -> Tensor:
+    """Least squares of y − c in each fine cell on 3 × 3 coarse cells, with a little ridge, `[rows, columns, 9, f²]`.
+
+    Arguments:
+        c: coarse departures, `[T, rows, columns]`.
+        y: fine ones.
+        factor: f.
+        circle: whether columns close.
+    """
+    A = neighbours(c, circle=circle).nan_to_num(0).permute(2, 3, 0, 1)
+    B = cells_of(y - spread(c, factor), factor).nan_to_num(0).permute(2, 3, 0, 1)
+    gram = A.mT @ A
+    ridge = 1e-3 * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-9)
+    return torch.linalg.solve(gram + ridge[..., None, None] * torch.eye(9).to(A), A.mT @ B)
+
+
+def regress(c: Tensor, weight: Tensor, factor: int, *, circle: bool) -> Tensor:
+    """Fine departures by `fit_regression`'s weights, `[..., f rows, f columns]` of `[..., rows, columns]`."""
+    x = neighbours(c, circle=circle).nan_to_num(0)
+    return fine_of(torch.einsum("...krc,rckj->...jrc", x, weight), factor) + spread(c, factor)
 
 
 def conserve(y: Tensor, c: Tensor, area: Tensor, factor: int, *, amounts: bool) -> Tensor:
