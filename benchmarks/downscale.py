@@ -1,24 +1,24 @@
 """Downscaling against interpolation, regression and analogs, on times that nothing was fitted to.
 
-    python benchmarks/downscale.py FINE.nc --bundle weather/rain --test 2020-10-31T06:00/2020-10-31T08:00 [--train FINE.nc]
+    python benchmarks/downscale.py FINE.nc --bundle weather/rain --test 2020-10-31T06:00/2020-10-31T08:00
 
 The coarse fields are the means of FINE over f × f cells, at the test times; the rivals are fitted to the file of `--train`
-(FINE itself by default) without the times that the bundle holds out. Scores are means over the cells by area, then over times,
-with standard errors over times.
+(FINE itself by default) without the times that the bundle holds out. Scores are means over the cells by area, then over
+times, with standard errors over times.
 
   bilinear, bicubic    of the coarse field
-  departures           the fine climatology of the month + bilinear departures, conserving (the spatial step of BCSD; Wood et al. 2004);
-                       without a climatology: bilinear, conserving
-  regression           of each fine cell on 3 × 3 coarse cells, by least squares: for each cell of a region, else for each of
-                       the f × f positions; conserving
+  departures           the fine climatology of the month + bilinear departures, conserving (the spatial step of BCSD:
+                       Wood et al. 2004); without a climatology: bilinear, conserving
+  regression           of each fine cell on 3 × 3 coarse cells, by least squares: for each cell of a region, else for each
+                       of the f × f positions; conserving
   analogs              of each coarse cell, by 3 × 3 coarse cells: the M nearest of training give M members; conserving
   mean, ensemble       the bundle's
 
-`CRPS/MAE` has the fair CRPS of the ensemble over the MAE of the bundle's deterministic mean. Analogs lie around what they are chosen for, and are no independent
-draws: their CRPS is the biased one, of their empirical distribution. The spectrum is of windows
-without missing cells (Hann, radial mean); its error is the mean over wave numbers of |ln(S/S_truth)|, and the largest
-in brackets; members' spectra are averaged. `coarse` is the largest departure of the coarse means, as float32 values, in
-standard deviations of the coarse field.
+`CRPS/MAE` has the fair CRPS of the ensemble over the MAE of the bundle's deterministic mean. Analogs lie around what they
+are chosen for, and are no independent draws: their CRPS is the biased one, of their empirical distribution. The spectrum
+is of windows without missing cells (Hann, radial mean); its error is the mean over wave numbers of |ln(S/S_truth)|, and
+the largest in brackets; members' spectra are averaged. `coarse` is the largest departure of the coarse means, as float32
+values, in standard deviations of the coarse field.
 """
 
 from __future__ import annotations
@@ -117,10 +117,14 @@ class Spectrum:
     def __init__(self, known: Tensor, size: int) -> None:
         step = size // 2
         rows, columns = known.shape
-        corners = [(i, j) for i in range(0, rows - size + 1, step) for j in range(0, columns - size + 1, step)]
+        corners = [
+            (i, j) for i in range(0, rows - size + 1, step) for j in range(0, columns - size + 1, step)
+        ]
         self.corners = [(i, j) for i, j in corners if bool(known[i : i + size, j : j + size].all())]
         k = torch.fft.fftfreq(size, dtype=torch.float64) * size
-        self.bins = torch.hypot(k[:, None], k).round().long().clamp(max=size // 2 + 1).flatten().to(known.device)
+        self.bins = (
+            torch.hypot(k[:, None], k).round().long().clamp(max=size // 2 + 1).flatten().to(known.device)
+        )
         hann = torch.hann_window(size, dtype=torch.float64, device=known.device)
         self.window, self.size = hann[:, None] * hann, size
         self.sums: dict[str, Tensor] = {}
@@ -205,7 +209,7 @@ def compare(
     rows: dict[str, list[list[float]]] = {}
     spectrum: Spectrum | None = None
     most: dict[str, float] = {}
-    for n, t in enumerate(test):
+    for t in test:
         month = record.times[t].month - 1
         c, y = coarse(record, int(t))
         u, cu = usual(grid, month)
@@ -238,17 +242,29 @@ def compare(
             own, var = (score(crps(x, y[0])), score(x.var(0))) if x.ndim == 3 else (mae, 0.0)
             rows.setdefault(name, []).append([own, mae, mse, var])
             spectrum.add(name, x.nan_to_num(0))
-            off = block_mean(torch.where(known, x.float().double(), torch.nan), grid.area, f, whole=False) - c[0]
-            most[name] = max(most.get(name, 0.0), float((off.abs() / c[0][c[0].isfinite()].std()).nan_to_num(0).max()))
+            off = (
+                block_mean(torch.where(known, x.float().double(), torch.nan), grid.area, f, whole=False)
+                - c[0]
+            )
+            most[name] = max(
+                most.get(name, 0.0), float((off.abs() / c[0][c[0].isfinite()].std()).nan_to_num(0).max())
+            )
     assert spectrum is not None
-    out: dict[str, Any] = {"times": len(test), "members": members, "windows": len(spectrum.corners), "methods": {}}
+    out: dict[str, Any] = {
+        "times": len(test),
+        "members": members,
+        "windows": len(spectrum.corners),
+        "methods": {},
+    }
     for name, each in rows.items():
         v = np.array(each)
         m, se = v.mean(0), v.std(0, ddof=1) / math.sqrt(len(v)) if len(v) > 1 else np.full(4, np.nan)
         entry = {"crps": m[0], "crps_se": se[0], "mae": m[1], "mae_se": se[1], "rmse": math.sqrt(m[2])}
         if name in ("ensemble", "analogs"):
             entry["ssr"] = math.sqrt((1 + 1 / members) * m[3] / m[2])
-        entry["spectrum"], entry["spectrum_max"] = spectrum.error(name) if spectrum.corners else (math.nan,) * 2
+        entry["spectrum"], entry["spectrum_max"] = (
+            spectrum.error(name) if spectrum.corners else (math.nan,) * 2
+        )
         entry["coarse"] = most[name]
         out["methods"][name] = {k: float(x) for k, x in entry.items()}
     out["crps_over_mae"] = out["methods"]["ensemble"]["crps"] / out["methods"]["mean"]["mae"]
@@ -261,7 +277,9 @@ def compare(
 def show(found: dict[str, Any]) -> None:
     """Print the table."""
     print(f"{found['times']} times, {found['members']} members, {found['windows']} windows for spectra")
-    print(f"{'':<12} {'fair CRPS':>18} {'MAE':>18} {'RMSE':>8} {'SSR':>6} {'spectrum error':>16} {'coarse':>9}")
+    print(
+        f"{'':<12} {'fair CRPS':>18} {'MAE':>18} {'RMSE':>8} {'SSR':>6} {'spectrum error':>16} {'coarse':>9}"
+    )
     for name, e in found["methods"].items():
         ensemble = "ssr" in e
         crps = f"{e['crps']:.4f} ± {e['crps_se']:.4f}" if ensemble else ""
@@ -274,7 +292,9 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file")
     parser.add_argument("--bundle", default="weather/rain")
     parser.add_argument("--test", metavar="FROM/TO", help="times to score (default: all of the file)")
@@ -293,9 +313,15 @@ def main() -> None:
     bundle = read_bundle(find_bundle(a.bundle))
     model = DownscaleModel.from_bundle(bundle, device=a.device)
     record = read_record(open_fields(a.file), model.config.factor, model.config.fields)
-    training = read_record(open_fields(a.train), model.config.factor, model.config.fields) if a.train else record
+    training = (
+        read_record(open_fields(a.train), model.config.factor, model.config.fields) if a.train else record
+    )
     used = ~inside(training.times, parse_spans(bundle.config.get("training", {}).get("hold_out", [])))
-    test = np.flatnonzero(inside(record.times, parse_spans([a.test]))) if a.test else np.arange(len(record.times))
+    test = (
+        np.flatnonzero(inside(record.times, parse_spans([a.test])))
+        if a.test
+        else np.arange(len(record.times))
+    )
     found = compare(
         model, record, test[:: a.every], training, used, members=a.members, window=a.window, batch=a.batch
     )

@@ -197,7 +197,9 @@ def by_tiles(
         PerrinError: the sizes are no multiples.
     """
     if size < 1 or size % stride or halo % stride:
-        raise PerrinError(f"expected tiles of a multiple of {stride} cells, given {size} and a margin of {halo}")
+        raise PerrinError(
+            f"expected tiles of a multiple of {stride} cells, given {size} and a margin of {halo}"
+        )
     rows, columns = x.shape[-2:]
     out: Tensor | None = None
     for row, i, up in tiles(rows, size, halo):

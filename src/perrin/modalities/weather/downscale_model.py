@@ -47,7 +47,10 @@ if TYPE_CHECKING:  # the model runs where there is no xarray
     from perrin.modalities.weather.fields import Fields
 
 TILE = 256
-_KELVIN, _CELSIUS = ("K", "kelvin", "Kelvin", "degK"), ("degC", "degree_Celsius", "degrees_Celsius", "celsius", "C")
+_KELVIN, _CELSIUS = (
+    ("K", "kelvin", "Kelvin", "degK"),
+    ("degC", "degree_Celsius", "degrees_Celsius", "celsius", "C"),
+)
 _AMOUNT = ("kg m-2", "kg/m2", "kg m**-2", "mm")
 
 
@@ -153,9 +156,14 @@ class DownscaleModel:
         """
         try:
             model, w = bundle.config["model"], bundle.weights()
-            words = {k: tuple(v) if isinstance(v, list) else v for k, v in model["network"].items()}
+            words: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in model["network"].items()
+            }
             config = DownscaleConfig(**words)
-            mean, residual = LocalUNet(config.network(residual=False)), ResidualNetwork(config.network(residual=True))
+            mean, residual = (
+                LocalUNet(config.network(residual=False)),
+                ResidualNetwork(config.network(residual=True)),
+            )
             with torch.no_grad():
                 for head, net in (("mean", mean), ("residual", residual.net)):
                     for k, p in net.named_parameters():
@@ -164,15 +172,17 @@ class DownscaleModel:
             if config.static:
                 usual = w["place.climatology"].double() * float(model["climatology_unit"])
                 climatology = torch.where(w["place.known"] > 0, usual, torch.nan)
-                edges = (torch.tensor(model[f"{k}_edges"], dtype=torch.float64) for k in ("latitude", "longitude"))
+                edges = (
+                    torch.tensor(model[f"{k}_edges"], dtype=torch.float64) for k in ("latitude", "longitude")
+                )
                 place = Place(
                     lat_edges=next(edges),
                     lon_edges=next(edges),
                     climatology=climatology,
                     regression=w["place.regression"].double(),
                 )
-            for net in (mean, residual):
-                net.eval().requires_grad_(False).to(device)
+            mean.eval().requires_grad_(False).to(device)
+            residual.eval().requires_grad_(False).to(device)
             return cls(
                 config,
                 mean,
@@ -324,9 +334,7 @@ class Downscaling:
         f = self.model.config.factor
         if self.model.place is None:
             return interpolate(away, f, circle=self.circle)
-        return torch.stack(
-            [regress(v, w, f, circle=self.circle) for v, w in zip(away, self.regression)]
-        )
+        return torch.stack([regress(v, w, f, circle=self.circle) for v, w in zip(away, self.regression)])
 
     def seasonal(self, usual: Tensor, coarse_usual: Tensor, month: int) -> Tensor:
         """What the mean is told of the climatology of a month: its detail in units of s, and the season."""
@@ -395,7 +403,9 @@ class Downscaling:
         Raises:
             PerrinError: amounts are negative, or all is missing.
         """
-        convert = [self._conversion(fields, part, name) for part, name in zip(parts, self.model.config.fields)]
+        convert = [
+            self._conversion(fields, part, name) for part, name in zip(parts, self.model.config.fields)
+        ]
         out = []
         for init, time in enumerate(fields.references):
             each = []
@@ -404,7 +414,9 @@ class Downscaling:
                 each.append(np.stack(found, 1))  # [K, C, rows, columns]
             states = np.stack(each, 1)
             if not np.isfinite(states).any():
-                raise PerrinError(f"expected values at {time}, given none in {fields.label}: leave that time out")
+                raise PerrinError(
+                    f"expected values at {time}, given none in {fields.label}: leave that time out"
+                )
             if self.model.config.amounts and np.nanmin(states) < 0:
                 raise PerrinError(
                     f"expected amounts, given {np.nanmin(states):g} at {time} in {fields.label}: set negative ones to 0"
@@ -418,9 +430,9 @@ class Downscaling:
         given, wanted = fields.units(part), self.model.attributes[name].get("units", "")
         if given == wanted or not given or not wanted or {given, wanted} <= set(_AMOUNT):
             return lambda x: x
-        for offset, a, b in ((-273.15, _KELVIN, _CELSIUS), (273.15, _CELSIUS, _KELVIN), (0.0, _KELVIN, _KELVIN), (0.0, _CELSIUS, _CELSIUS)):  # fmt: skip
-            if given in a and wanted in b:
-                return lambda x, offset=offset: x + offset
+        if given in (*_KELVIN, *_CELSIUS) and wanted in (*_KELVIN, *_CELSIUS):
+            offset = 273.15 * ((wanted in _KELVIN) - (given in _KELVIN))
+            return lambda x: x + offset
         raise PerrinError(f"expected {part} in {wanted}, given {given!r} in {fields.label}: convert it")
 
 

@@ -207,17 +207,17 @@ def prepare(
     if not known.any():
         raise PerrinError("expected data to train on, given none: all is missing in every coarse cell")
     mask = known & (near > 0).all(1, keepdim=True) if config.amounts else known
-    zero = [torch.where(known, v, 0).float() for v in (b, near, away)]
+    b, near, away = (torch.where(known, v, 0).float() for v in (b, near, away))
     detail = torch.ones(count, 1, 1)
     shares = known.sum((0, 2, 3))
-    level = ((zero[2] - zero[0]) ** 2).sum((0, 2, 3)) / shares
+    level = ((away - b) ** 2).sum((0, 2, 3)) / shares
     if not config.amounts:
         detail = level.sqrt().clamp(min=1e-6)[:, None, None]
     if config.static:
-        each = ((zero[2] - zero[0]) ** 2).sum(0) / known.sum(0).clamp(min=1)
+        each = ((away - b) ** 2).sum(0) / known.sum(0).clamp(min=1)
         detail = torch.maximum(each.sqrt(), 0.05 * detail)
-    mean = zero[1].sum((0, 2, 3)) / shares * (not config.static)
-    std = (((zero[1] - mean[:, None, None]) ** 2 * known).sum((0, 2, 3)) / shares).sqrt().clamp(min=1e-6)
+    mean = near.sum((0, 2, 3)) / shares * (not config.static)
+    std = (((near - mean[:, None, None]) ** 2 * known).sum((0, 2, 3)) / shares).sqrt().clamp(min=1e-6)
     scales = Scales(mean=mean, std=std, detail=detail, residual=torch.ones(count))
     fixed, seasonal = [places(rows, columns, f)], torch.zeros(12, 0, rows, columns)
     if place is not None:
@@ -239,7 +239,9 @@ def prepare(
     patches = Patches(
         config,
         scales,
-        *zero,
+        b,
+        near,
+        away,
         mask,
         known,
         torch.cat(fixed),
@@ -313,7 +315,9 @@ def residual_scale(task: ResidualTask, batches: int = 16) -> Tensor:
     total, weight = torch.zeros(0), torch.zeros(())
     for k in range(batches):
         _, index = task.plan(k)
-        r, _, p = task.residual(index, torch.zeros(len(index), 2, dtype=torch.bool, device=task.patches.corners.device))
+        r, _, p = task.residual(
+            index, torch.zeros(len(index), 2, dtype=torch.bool, device=task.patches.corners.device)
+        )
         square = (r**2 * p["mask"]).sum((0, 2, 3))
         total = square if k == 0 else total + square
         weight = weight.to(square) + p["mask"].sum()

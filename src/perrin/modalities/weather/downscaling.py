@@ -6,11 +6,12 @@ data. Two networks that see only their surroundings (`perrin.nets.local_unet`) g
     ŷ = b + s ⊙ μ(b, c, …)          the conditional mean, trained by squared error
     y = T⁻¹( T(ŷ) + σ r ),  r ~ p(r | b, c, ŷ, …)     by diffusion (CorrDiff: Mardani et al. 2023)
 
-and then the means over coarse cells are made equal to c again (`conserve`). b is a first guess: the bilinear interpolation
-of c; with places, the regression of each fine cell on 3 × 3 coarse ones. For amounts, such as rain, T(y) = log(1 + y/y₀) and s = c + y₀, a function of the condition alone, so that ŷ is still the mean
-of y itself, not of its logarithm; what falls below zero is none, and means are restored by a factor. For other fields T
-is the identity and means are restored by a term; with places (`static`), fields are departures from the fine climatology
-of the calendar month, and s is the root mean square of y − b at each cell.
+and then the means over coarse cells are made equal to c again (`conserve`). b is a first guess: the bilinear
+interpolation of c; with places, the regression of each fine cell on 3 × 3 coarse ones. For amounts, such as rain, T(y) =
+log(1 + y/y₀) and s = c + y₀, a function of the condition alone, so that ŷ is still the mean of y itself, not of its
+logarithm; what falls below zero is none, and means are restored by a factor. For other fields T is the identity and
+means are restored by a term; with places (`static`), fields are departures from the fine climatology of the calendar
+month, and s is the root mean square of y − b at each cell.
 """
 
 from __future__ import annotations
@@ -365,7 +366,7 @@ class Patches:
             flip: of rows and of columns, bool, `[B, 2]`; not with places.
         """
         t, row, column = self.corners[index.to(self.corners.device)].unbind(1)
-        rows, columns = self.planes.shape[-2:]
+        columns = self.planes.shape[-1]
         run = torch.arange(self.size, device=t.device)
         back = self.size - 1 - run
         i = row[:, None] + torch.where(flip[:, :1], back, run)

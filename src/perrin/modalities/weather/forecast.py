@@ -65,6 +65,7 @@ class Rollout:
         step: of the model, in its unit.
         seed: of the run.
         workers: processes.
+        periods: of the leads, where they are no multiples of a step.
     """
 
     members: int
@@ -72,12 +73,17 @@ class Rollout:
     step: float
     seed: int = 0
     workers: int = 1
+    periods: tuple[float, ...] | None = None
 
 
 def member_seeds(seed: int, start: Any, members: Sequence[int]) -> Tensor:
     """The seeds of members of one start: of its date, so that they do not depend on the other starts."""
-    date = zlib.crc32(start.time.strftime("%Y-%m-%d %H").encode())
+    date = zlib.crc32(_date(start.time).encode())
     return sample_seeds((seed << 32 ^ date) % 2**63, torch.tensor(members))
+
+
+def _date(time: Any) -> str:
+    return str(time.strftime("%Y-%m-%d %H:%M" if time.minute else "%Y-%m-%d %H"))
 
 
 def rollout(
@@ -106,7 +112,7 @@ def rollout(
         "seed": options.seed,
         "members": options.members,
         "leads": options.leads,
-        "starts": [s.time.strftime("%Y-%m-%d %H") for s in starts],
+        "starts": [_date(s.time) for s in starts],
         "state": _digest(starts),
     }
     found = read_key(folder, key)
@@ -178,6 +184,8 @@ def _create(
     store: Path, model: ForecastModel, starts: Sequence[Any], options: Rollout, words: dict[str, str]
 ) -> None:
     leads = options.step * np.arange(1, options.leads + 1)
+    if options.periods is not None:
+        leads = np.array(options.periods)
     if model.unit == "months":
         leads = leads.astype(np.int32)
     template = xr.Dataset(

@@ -30,7 +30,9 @@ def _q(phi: Array) -> Array:
     )
 
 
-def albers_inverse(x: Array, y: Array, parallels: tuple[float, float], origin: tuple[float, float]) -> tuple[Array, Array]:
+def albers_inverse(
+    x: Array, y: Array, parallels: tuple[float, float], origin: tuple[float, float]
+) -> tuple[Array, Array]:
     """Latitude and longitude, degrees, of points of an Albers equal-area conical projection of the ellipsoid.
 
     Snyder, "Map projections: a working manual", USGS Professional Paper 1395, 1987, eqs. 14-12 ff.
@@ -101,7 +103,13 @@ def read_radar(path: str | Path, *, cell: float = 0.01, station: str | None = No
         "cell_methods": "time: sum",
     }
     return xr.Dataset(
-        {"precipitation": (("time", "latitude", "longitude"), np.stack(fields)[order].astype(np.float32), words)},
+        {
+            "precipitation": (
+                ("time", "latitude", "longitude"),
+                np.stack(fields)[order].astype(np.float32),
+                words,
+            )
+        },
         {"time": [times[i] for i in order], "latitude": grid[0], "longitude": grid[1]},
     )
 
@@ -130,7 +138,9 @@ def _grid(file: Any, cell: float) -> tuple[NDArray[np.intp], tuple[Array, Array]
     """The cell of each pixel (−1: none), and the cells' centres: the largest box that the pixels fill, in whole cells."""
     proj = file["proj"]
     scale = 1000.0 if file["x"].units == "km" else 1.0
-    x, y = np.meshgrid(np.asarray(file["x"][:], np.float64) * scale, np.asarray(file["y"][:], np.float64) * scale)
+    x, y = np.meshgrid(
+        np.asarray(file["x"][:], np.float64) * scale, np.asarray(file["y"][:], np.float64) * scale
+    )
     parallels = tuple(float(p) for p in proj.standard_parallel)
     origin = float(proj.latitude_of_projection_origin), float(proj.longitude_of_central_meridian)
     lat, lon = albers_inverse(x, y, (parallels[0], parallels[1]), origin)
@@ -143,8 +153,9 @@ def _grid(file: Any, cell: float) -> tuple[NDArray[np.intp], tuple[Array, Array]
     rows, columns = north - south, east - west
     good = (i >= 0) & (i < rows) & (j >= 0) & (j < columns)
     number = np.where(good, i * columns + j, -1).ravel()
-    centres = (south + np.arange(rows) + 0.5) * cell, (west + np.arange(columns) + 0.5) * cell
-    return number, centres
+    latitude: Array = (south + np.arange(rows, dtype=np.float64) + 0.5) * cell
+    longitude: Array = (west + np.arange(columns, dtype=np.float64) + 0.5) * cell
+    return number, (latitude, longitude)
 
 
 def _binned(values: Array, number: NDArray[np.intp], shape: tuple[int, int]) -> Array:
