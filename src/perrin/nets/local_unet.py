@@ -182,6 +182,7 @@ def by_tiles(
     halo: int,
     stride: int,
     circle: bool = False,
+    where: Tensor | None = None,
 ) -> Tensor:
     """A network's output for a map, from its outputs for tiles: the same for all sizes if it sees no further than `halo`.
 
@@ -192,6 +193,7 @@ def by_tiles(
         halo: the margin, a multiple of `stride`.
         stride: rows and columns that the network is given are multiples of it, by zeros beyond the end.
         circle: whether columns close.
+        where: cells that are wanted, `[rows, columns]`: tiles without any are left zero.
 
     Raises:
         PerrinError: the sizes are no multiples.
@@ -204,11 +206,14 @@ def by_tiles(
     out: Tensor | None = None
     for row, i, up in tiles(rows, size, halo):
         for column, j, left in tiles(columns, size, halo, circle=circle):
+            height, width = row.stop - row.start, column.stop - column.start
+            if where is not None and not where[row, column].any():
+                continue
             piece = x.index_select(-2, i.to(x.device)).index_select(-1, j.to(x.device))
             y = network(F.pad(piece, (0, -len(j) % stride, 0, -len(i) % stride)))
             if out is None:
-                out = y.new_empty(*y.shape[:-2], rows, columns)
-            height, width = row.stop - row.start, column.stop - column.start
+                out = y.new_zeros(*y.shape[:-2], rows, columns)
             out[..., row, column] = y[..., up : up + height, left : left + width]
-    assert out is not None
+    if out is None:
+        raise PerrinError("expected cells that are wanted, given none: leave the field out")
     return out

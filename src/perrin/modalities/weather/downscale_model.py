@@ -369,11 +369,13 @@ class Downscaling:
         y_hat = self._mean(seen)
         told = mean_input(y_hat, seen["b"], self.detail, config)
         counted = seen["mask"] * (seen["c"] > 0).all(1, keepdim=True) if config.amounts else seen["mask"]
+        if not counted.any():  # dry, or all of it missing
+            return self._finish(torch.zeros_like(usual).expand(len(seeds), *usual.shape), c, usual)
 
         def denoiser(x: Any, t: Tensor, **more: Any) -> Any:
             return {FIELD: self.denoiser(x, t, **more)[FIELD] * counted}  # the rest was zero in training
 
-        self.model.residual.evaluate = self.evaluate
+        self.model.residual.evaluate = partial(self.evaluate, where=counted[0, 0] > 0)
         state = sample(
             denoiser,
             self.denoiser.process,
