@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from perrin.core import sample_seeds
-from perrin.modalities.weather.downscale_model import DownscaleModel, Downscaling
-from perrin.modalities.weather.downscale_train import FineRecord, inside, parse_spans, read_record
+from perrin.modalities.weather.downscale_model import DownscaleModel, Downscaling, inside, parse_spans
+from perrin.modalities.weather.downscale_train import FineRecord, read_record
 from perrin.modalities.weather.downscaling import (
     block_mean,
     cells_of,

@@ -16,8 +16,8 @@ from test_cf import complaints
 from perrin import load
 from perrin.cli import main
 from perrin.core import sample_seeds
-from perrin.modalities.weather.downscale_model import DownscaleModel, Downscaling
-from perrin.modalities.weather.downscale_train import inside, parse_spans, read_record
+from perrin.modalities.weather.downscale_model import DownscaleModel, Downscaling, inside, parse_spans
+from perrin.modalities.weather.downscale_train import read_record
 from perrin.modalities.weather.downscaling import (
     DownscaleConfig,
     ResidualNetwork,
@@ -371,6 +371,8 @@ REFUSED = {
     "downscale model two.nc -o a.txt": "ends in .nc",
     "downscale model two.nc -o a.nc --tile 0": "expected --tile of at least 1",
     "downscale model fine.nc -o a.nc": "expected coarse cells made of the model's cells of 11.25 degrees",
+    "downscale model two.nc -o a.nc --times 2001-01/2001-02": "expected --times within 2002-11",
+    "downscale model two.nc -o a.nc --times 2001": "expected --times such as",
     "downscale model other.nc -o a.nc": "expected sst (sea_surface_temperature)",
     "downscale model uneven.nc -o a.nc": "in even steps",
     "train weather/downscale --data fine.nc --out b --hold-out 2001": "expected --hold-out such as 1990-01/2009-12",

@@ -87,6 +87,11 @@ class WeatherModality(Modality):
             )
         elif verb == "downscale":
             group.add_argument(
+                "--times",
+                metavar="FROM/TO",
+                help="which of the file's, such as 2020-10-31T07:00/2020-10-31T08:00 (default: all)",
+            )
+            group.add_argument(
                 "--tile",
                 type=int,
                 default=256,
@@ -119,6 +124,11 @@ class WeatherModality(Modality):
                 default=[],
                 metavar="FROM/TO",
                 help="downscale: times not to train on, such as 1990-01/2009-12; may be given several times",
+            )
+            group.add_argument(
+                "--calibrate",
+                metavar="FROM/TO",
+                help="downscale: times on which the ensemble's width is chosen, and which are not trained on",
             )
             group.add_argument(
                 "--anywhere",

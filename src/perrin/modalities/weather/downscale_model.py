@@ -7,6 +7,7 @@ conservation of the coarse means are in float64.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +90,7 @@ class DownscaleModel:
         attributes: of each field.
         place: of models with places.
         steps: network evaluations for a field.
+        inflation: γ, a factor of the residual, chosen on times that were not trained on.
     """
 
     kind = "downscale"
@@ -103,11 +105,12 @@ class DownscaleModel:
         place: Place | None = None,
         *,
         steps: int = 16,
+        inflation: float = 1.0,
         name: str = "",
         sha256: str = "",
     ) -> None:
         self.config, self.mean, self.residual, self.scales = config, mean, residual, scales
-        self.attributes, self.place, self.steps = attributes, place, steps
+        self.attributes, self.place, self.steps, self.inflation = attributes, place, steps, inflation
         self.name, self.sha256 = name, sha256
 
     @property
@@ -135,6 +138,7 @@ class DownscaleModel:
             "network": self.config.to_json(),
             "attributes": self.attributes,
             "steps": self.steps,
+            "inflation": self.inflation,
         }
         if self.place is not None:
             words["climatology_unit"] = self._unit()
@@ -191,6 +195,7 @@ class DownscaleModel:
                 model["attributes"],
                 place,
                 steps=int(model["steps"]),
+                inflation=float(model["inflation"]),
                 name=bundle.path.name,
                 sha256=bundle.sha256,
             )
@@ -307,8 +312,11 @@ class Downscaling:
             each = np.stack(found)  # [members, 1, C, rows, columns]
             yield {name: each[:, :, i] for i, name in enumerate(self.model.config.fields)}
 
-    def prepare(self, c: Tensor, month: int) -> tuple[dict[str, Tensor], Tensor]:
-        """What the networks see of a coarse field, and what is left out of it: the fine climatology, or zeros.
+    @torch.no_grad()
+    def look(self, c: Tensor, month: int) -> dict[str, Tensor]:
+        """What there is to know of a coarse field before any member: what the networks see, and ŷ, `mean`.
+
+        `usual` is what is left out of these, the fine climatology or zeros, NaN where there is to be nothing.
 
         Arguments:
             c: `[C, rows, columns]`, float64, NaN where there is none.
@@ -327,7 +335,10 @@ class Downscaling:
         seen = [inputs(out["b"], out["c"], out["mask"], model.config, model.scales), self.static[None]]
         if self.climatology is not None:
             seen.append(self.seasonal(usual, coarse_usual, month)[None])
-        return out | {"condition": torch.cat(seen, 1)}, torch.where(mask, usual, torch.nan)
+        out |= {"condition": torch.cat(seen, 1), "coarse": c, "usual": torch.where(mask, usual, torch.nan)}
+        zero = torch.zeros(1, device=model.device)
+        u = self.evaluate(lambda x: model.mean(x, zero), out["condition"])
+        return out | {"mean": mean_field(u, out["b"], out["c"], self.detail, model.config)}
 
     def first_guess(self, away: Tensor) -> Tensor:
         """b of coarse departures `[C, rows, columns]`."""
@@ -344,18 +355,11 @@ class Downscaling:
         season = torch.stack([angle.cos(), angle.sin()])[:, None, None].expand(-1, *usual.shape[-2:])
         return torch.cat([fine.float(), season.to(fine.device)])
 
-    @torch.no_grad()
     def mean(self, c: Tensor, month: int) -> Tensor:
         """The deterministic fine field, conserving, `[C, rows, columns]`, float64."""
-        seen, usual = self.prepare(c, month)
-        return self._finish(self._mean(seen)[0], c, usual)
+        seen = self.look(c, month)
+        return self._finish(seen["mean"], seen)[0]
 
-    def _mean(self, seen: dict[str, Tensor]) -> Tensor:
-        zero = torch.zeros(1, device=self.model.device)
-        u = self.evaluate(lambda x: self.model.mean(x, zero), seen["condition"])
-        return mean_field(u, seen["b"], seen["c"], self.detail, self.model.config)
-
-    @torch.no_grad()
     def draw(self, c: Tensor, month: int, seeds: Tensor) -> Tensor:
         """Members' fine fields, conserving, `[B, C, rows, columns]`, float64.
 
@@ -364,13 +368,17 @@ class Downscaling:
             month: 0 for January.
             seeds: of the members, `[B]`, int64.
         """
-        config, scales = self.model.config, self.model.scales
-        seen, usual = self.prepare(c, month)
-        y_hat = self._mean(seen)
-        told = mean_input(y_hat, seen["b"], self.detail, config)
+        seen = self.look(c, month)
+        return self.compose(self.residual(seen, seeds), seen)
+
+    @torch.no_grad()
+    def residual(self, seen: dict[str, Tensor], seeds: Tensor) -> Tensor:
+        """r of members, `[B, C, rows, columns]`, given what `look` found."""
+        config = self.model.config
         counted = seen["mask"] * (seen["c"] > 0).all(1, keepdim=True) if config.amounts else seen["mask"]
         if not counted.any():  # dry, or all of it missing
-            return self._finish(torch.zeros_like(usual).expand(len(seeds), *usual.shape), c, usual)
+            return torch.zeros_like(seen["b"]).expand(len(seeds), -1, -1, -1)
+        told = mean_input(seen["mean"], seen["b"], self.detail, config)
 
         def denoiser(x: Any, t: Tensor, **more: Any) -> Any:
             return {FIELD: self.denoiser(x, t, **more)[FIELD] * counted}  # the rest was zero in training
@@ -384,23 +392,31 @@ class Downscaling:
             CounterNoise(seeds.to(self.model.device)),
             condition=torch.cat([seen["condition"], told], 1).expand(len(seeds), -1, -1, -1),
         )
-        r = state[FIELD] * scales.residual[:, None, None] * (1 if config.amounts else self.detail)
-        y = inverse(transform(y_hat, config) + r, config)
-        return self._finish(y, c, usual)
+        return state[FIELD]
 
-    def _finish(self, y: Tensor, c: Tensor, usual: Tensor) -> Tensor:
+    @torch.no_grad()
+    def compose(self, r: Tensor, seen: dict[str, Tensor]) -> Tensor:
+        """Fine fields of residuals."""
+        config, scales = self.model.config, self.model.scales
+        scale = self.model.inflation * scales.residual[:, None, None] * (1 if config.amounts else self.detail)
+        return self._finish(inverse(transform(seen["mean"], config) + scale * r, config), seen)
+
+    def _finish(self, y: Tensor, seen: dict[str, Tensor]) -> Tensor:
         """With the climatology and the coarse means."""
         config = self.model.config
-        return conserve(usual + y, c.to(y.device), self.area, config.factor, amounts=config.amounts)
+        return conserve(seen["usual"] + y, seen["coarse"], self.area, config.factor, amounts=config.amounts)
 
     # ---- reading
 
-    def starts(self, fields: Fields, parts: Sequence[str]) -> list[CoarseStart]:
+    def starts(
+        self, fields: Fields, parts: Sequence[str], wanted: Sequence[bool] | None = None
+    ) -> list[CoarseStart]:
         """The coarse fields of a file: one start for each valid time, or for each start of forecasts.
 
         Arguments:
             fields: the file; its grid is this one's.
             parts: its variables, in the model's order.
+            wanted: whether each of its starts is; all by default.
 
         Raises:
             PerrinError: amounts are negative, or all is missing.
@@ -410,6 +426,8 @@ class Downscaling:
         ]
         out = []
         for init, time in enumerate(fields.references):
+            if wanted is not None and not wanted[init]:
+                continue
             each = []
             for lead in range(len(fields.leads)):
                 found = [k(fields.forecast(p, init, lead)) for p, k in zip(parts, convert)]
@@ -471,3 +489,25 @@ def find_parts(fields: Fields, model: DownscaleModel) -> list[str]:
             )
         out.append(found[0])
     return out
+
+
+def parse_spans(texts: Sequence[str], option: str = "a span") -> list[tuple[str, str]]:
+    """`1990-01/2009-12`, or `2020-10-31T05:30/2020-10-31T08:30`, as pairs.
+
+    Raises:
+        PerrinError: it is neither.
+    """
+    form = r"\d{4}(-\d{2}(-\d{2}(T\d{2}(:\d{2})?)?)?)?"
+    out = []
+    for text in texts:
+        ends = text.split("/")
+        if len(ends) != 2 or not all(re.fullmatch(form, e) for e in ends) or ends[0] > ends[1]:
+            raise PerrinError(f"expected {option} such as 1990-01/2009-12, given {text!r}")
+        out.append((ends[0], ends[1]))
+    return out
+
+
+def inside(times: Sequence[Any], spans: Sequence[tuple[str, str]]) -> NDArray[np.bool_]:
+    """Which times lie in any of the spans, ends included."""
+    words = [t.isoformat() for t in times]
+    return np.array([any(a <= w[: len(a)] and w[: len(b)] <= b for a, b in spans) for w in words], dtype=bool)

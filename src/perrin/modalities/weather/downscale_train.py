@@ -7,7 +7,6 @@ leaves, each with its own run in the folder (`perrin.train.Trainer`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from perrin.core import sample_seeds
 from perrin.errors import PerrinError
 from perrin.modalities.weather.downscale_model import DownscaleModel, Downscaling, Place, even_edges
 from perrin.modalities.weather.downscaling import (
@@ -35,6 +35,7 @@ from perrin.modalities.weather.downscaling import (
     spread,
 )
 from perrin.modalities.weather.grid import cell_areas, is_circle
+from perrin.modalities.weather.scores import crps
 from perrin.nets.local_unet import LocalUNet
 from perrin.train import Trainer, TrainOptions
 
@@ -127,28 +128,6 @@ def attributes(fields: Fields, part: str) -> dict[str, str]:
     """What is kept of a variable's attributes."""
     found = fields.dataset[fields.parts[part].variable].attrs
     return {k: str(found[k]) for k in ("standard_name", "long_name", "units", "cell_methods") if k in found}
-
-
-def parse_spans(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """`1990-01/2009-12`, or `2020-10-31T05:30/2020-10-31T08:30`, as pairs.
-
-    Raises:
-        PerrinError: it is neither.
-    """
-    form = r"\d{4}(-\d{2}(-\d{2}(T\d{2}(:\d{2})?)?)?)?"
-    out = []
-    for text in texts:
-        ends = text.split("/")
-        if len(ends) != 2 or not all(re.fullmatch(form, e) for e in ends) or ends[0] > ends[1]:
-            raise PerrinError(f"expected --hold-out such as 1990-01/2009-12, given {text!r}")
-        out.append((ends[0], ends[1]))
-    return out
-
-
-def inside(times: Sequence[Any], spans: Sequence[tuple[str, str]]) -> NDArray[np.bool_]:
-    """Which times lie in any of the spans, ends included."""
-    words = [t.isoformat() for t in times]
-    return np.array([any(a <= w[: len(a)] and w[: len(b)] <= b for a, b in spans) for w in words], dtype=bool)
 
 
 def prepare(
@@ -307,6 +286,42 @@ def train_downscale(
         config, mean, network, patches.scales.to("cpu"), record.attributes, place, name=folder.name
     )
     return model, {"mean_loss": float(losses["loss"]), "residual_loss": float(more["loss"])}
+
+
+def choose_inflation(
+    model: DownscaleModel, record: FineRecord, times: NDArray[np.intp], members: int = 8
+) -> dict[str, float]:
+    """Set γ to the one with the least fair CRPS at these times; returns the scores.
+
+    Arguments:
+        model: set to it.
+        record: fine.
+        times: numbers of times that were not trained on.
+        members: for each.
+    """
+    f = model.config.factor
+    centres = [(e[f::f] + e[:-f:f]) / 2 for e in (record.lat_edges, record.lon_edges)]
+    grid = Downscaling(model, centres[0], centres[1])
+    candidates = [round(0.8 + 0.1 * k, 1) for k in range(11)]
+    total = dict.fromkeys(candidates, 0.0)
+    for t in times:
+        month = record.times[t].month - 1
+        y = torch.from_numpy(record.values[t]).double().to(model.device)
+        if grid.climatology is not None:
+            y = torch.where(grid.climatology[month].isfinite(), y, torch.nan)
+        c = block_mean(y, grid.area, f, whole=not model.config.static)
+        seeds = sample_seeds(10**6 + int(t), range(members)).to(model.device)
+        seen = grid.look(c, month)
+        states = [grid.residual(seen, seed[None]) for seed in seeds]
+        for gamma in candidates:
+            model.inflation = gamma
+            drawn = torch.cat([grid.compose(r, seen) for r in states])
+            known = drawn[0].isfinite() & y.isfinite()
+            fair, _ = crps(drawn[:, known].cpu().numpy(), y[known].cpu().numpy())
+            weight = grid.area.expand(known.shape)[known].cpu().numpy()
+            total[gamma] += float(fair @ weight / weight.sum()) / len(times)
+    model.inflation = min(candidates, key=lambda gamma: total[gamma])
+    return {f"{gamma:g}": round(v, 6) for gamma, v in total.items()}
 
 
 @torch.no_grad()

@@ -4,14 +4,15 @@ A coarse cell is split into f × f cells, and c is the mean of the fine field y 
 data. Two networks that see only their surroundings (`perrin.nets.local_unet`) give
 
     ŷ = b + s ⊙ μ(b, c, …)          the conditional mean, trained by squared error
-    y = T⁻¹( T(ŷ) + σ r ),  r ~ p(r | b, c, ŷ, …)     by diffusion (CorrDiff: Mardani et al. 2023)
+    y = T⁻¹( T(ŷ) + γ σ r ),  r ~ p(r | b, c, ŷ, …)   by diffusion (CorrDiff: Mardani et al. 2023)
 
 and then the means over coarse cells are made equal to c again (`conserve`). b is a first guess: the bilinear
 interpolation of c; with places, the regression of each fine cell on 3 × 3 coarse ones. For amounts, such as rain, T(y) =
 log(1 + y/y₀) and s = c + y₀, a function of the condition alone, so that ŷ is still the mean of y itself, not of its
 logarithm; what falls below zero is none, and means are restored by a factor. For other fields T is the identity and
 means are restored by a term; with places (`static`), fields are departures from the fine climatology of the calendar
-month, and s is the root mean square of y − b at each cell.
+month, and s is the root mean square of y − b at each cell. γ is one number, chosen on times that were not trained on:
+their residuals may be larger.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
@@ -15,7 +16,13 @@ from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities import find_bundle
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
-from perrin.modalities.weather.downscale_model import DownscaleModel, Downscaling, find_parts
+from perrin.modalities.weather.downscale_model import (
+    DownscaleModel,
+    Downscaling,
+    find_parts,
+    inside,
+    parse_spans,
+)
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.forecast import Rollout, rollout
 from perrin.modalities.weather.infill import nearest
@@ -189,7 +196,15 @@ def downscale(a: Namespace) -> None:
     if any(lead.months for lead in leads):
         unit, periods = "months", tuple(lead.months for lead in leads)
     grid = Downscaling(model, fields.latitude, fields.longitude, unit=unit, tile=a.tile)
-    starts = grid.starts(fields, parts)
+    wanted = None
+    if a.times:
+        wanted = inside(fields.references, parse_spans([a.times], "--times")).tolist()
+        if not any(wanted):
+            first, last = fields.references[0], fields.references[-1]
+            raise PerrinError(
+                f"expected --times within {first} to {last}, the times of {fields.label}, given {a.times}"
+            )
+    starts = grid.starts(fields, parts, wanted)
     many = a.members * len(starts) * len(leads) * grid.area.numel() > 10**6 and model.device.type == "cpu"
     options = Rollout(
         members=a.members,
@@ -262,7 +277,8 @@ def train_downscale(a: Namespace) -> None:
     out = Path(a.out)
     if out.exists() and not out.is_dir():
         raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
-    held = downscale_train.parse_spans(a.hold_out)
+    spans = [*a.hold_out, *([a.calibrate] if a.calibrate else [])]
+    held = parse_spans(spans, "--hold-out")
     names = a.variables.split(",") if a.variables else []
     record_ = downscale_train.read_record(open_fields(a.data), a.factor, names)
     config = DownscaleConfig(
@@ -274,7 +290,10 @@ def train_downscale(a: Namespace) -> None:
         unit=a.unit,
         width=a.width,
     )
-    used = ~downscale_train.inside(record_.times, held)
+    used = ~inside(record_.times, held)
+    chosen = inside(record_.times, parse_spans([a.calibrate] if a.calibrate else []))
+    if a.calibrate and not chosen.any():
+        raise PerrinError(f"expected times of {Path(a.data).name} in --calibrate, given {a.calibrate}")
     steps = a.steps or (10**7 if a.minutes else 4000)
     options = TrainOptions(
         steps=steps,
@@ -293,16 +312,20 @@ def train_downscale(a: Namespace) -> None:
         save_every=a.save_every,
     )
     write_record(out / "run.json", record("train", a, options=options.to_json()))
-    model, found = downscale_train.train_downscale(
+    model, losses = downscale_train.train_downscale(
         record_, config, used, options, out, patch=a.patch or 64, accelerator="cuda" if gpu else "cpu"
     )
+    found: dict[str, Any] = dict(losses)
+    if a.calibrate:
+        few = np.flatnonzero(chosen)[:: max(1, int(chosen.sum()) // 12)]
+        found["inflation"] = downscale_train.choose_inflation(model, record_, few)
     card = DOWNSCALE_CARD.format(
         name=out.name,
         fields=", ".join(config.fields),
         factor=config.factor,
         source=Path(a.data).name,
         times=int(used.sum()),
-        held=f"; held out: {', '.join(a.hold_out)}" if a.hold_out else "",
+        held=f"; held out: {', '.join(spans)}" if spans else "",
     )
     write_bundle(
         out,
@@ -310,7 +333,7 @@ def train_downscale(a: Namespace) -> None:
         model=model.to_json(),
         weights=model.weights(),
         card=card,
-        training={"options": options.to_json(), "hold_out": a.hold_out} | found,
+        training={"options": options.to_json(), "hold_out": spans} | found,
     )
     print(f"bundle in {out}: perrin downscale {out} coarse.nc -o fine.nc")
 
