@@ -135,7 +135,8 @@ def _open(data: bytes) -> Any:
 
 
 def _grid(file: Any, cell: float) -> tuple[NDArray[np.intp], tuple[Array, Array]]:
-    """The cell of each pixel (−1: none), and the cells' centres: the largest box that the pixels fill, in whole cells."""
+    """The cell of each pixel (−1: none), and the cells' centres: the largest box that the pixels fill, in groups of
+    8 × 8 whole cells, for coarse ones to be made of."""
     proj = file["proj"]
     scale = 1000.0 if file["x"].units == "km" else 1.0
     x, y = np.meshgrid(
@@ -147,7 +148,9 @@ def _grid(file: Any, cell: float) -> tuple[NDArray[np.intp], tuple[Array, Array]
     ends = []
     for across in (lat.T, lon):  # lines from one side of the radar's square to the other
         edge = np.sort(across[:, [0, -1]], axis=1)
-        ends.append((int(np.ceil(edge[:, 0].max() / cell)), int(np.floor(edge[:, 1].min() / cell))))
+        low, high = int(np.ceil(edge[:, 0].max() / cell)), int(np.floor(edge[:, 1].min() / cell))
+        over = (high - low) % 8
+        ends.append((low + over // 2, high - (over - over // 2)))
     (south, north), (west, east) = ends
     i, j = np.floor(lat / cell).astype(np.intp) - south, np.floor(lon / cell).astype(np.intp) - west
     rows, columns = north - south, east - west
