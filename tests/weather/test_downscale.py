@@ -221,7 +221,7 @@ def fine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     season = np.cos(2 * np.pi * np.arange(36) / 12)[:, None, None]
     x = 15 + 5 * np.cos(np.deg2rad(latitude))[:, None] + season + rng.standard_normal((36, 16, 32))
     x[:, 3:9, 5:14] = np.nan
-    words = {"standard_name": "sea_surface_temperature", "units": "degC"}
+    words = {"standard_name": "sea_surface_temperature", "units": "degC", "cell_methods": "time: mean"}
     path = tmp_path_factory.mktemp("fine") / "fine.nc"
     xr.Dataset(
         {"sst": (("time", "lat", "lon"), x, words)},

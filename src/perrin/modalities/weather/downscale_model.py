@@ -296,7 +296,9 @@ class Downscaling:
 
     def fields(self, start: CoarseStart) -> dict[str, dict[str, str]]:
         """The variables and their attributes."""
-        return self.model.attributes
+        # `cell_methods` speaks of `time`, which forecasts have in two parts
+        attributes = self.model.attributes.items()
+        return {k: {a: v for a, v in words.items() if a != "cell_methods"} for k, words in attributes}
 
     @torch.no_grad()
     def members(
