@@ -1,8 +1,9 @@
 """Run the commands of `docs/weather/first-ensemble.md` and draw its pictures.
 
-    python docs/make_weather.py cobe_sst_2deg_1950_2009.nc [--folder DIR]
+    python docs/make_weather.py cobe_sst_2deg_1950_2009.nc [--folder DIR] [--radar radar_bom.zip]
 
 Blocks marked `sh` and `python` are run in order, in a folder where `sst.nc` is the file given; their times are printed.
+With `--radar` only `docs/weather/downscale.md` is run, and its picture drawn.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 PAGE = HERE / "weather" / "first-ensemble.md"
+DOWNSCALE = HERE / "weather" / "downscale.md"
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = "import sys; from perrin.cli import main; sys.exit(main(sys.argv[1:]))"
 
@@ -145,9 +147,46 @@ def scores(folder: Path) -> Any:
     return fig
 
 
+def downscale(folder: Path) -> Any:
+    """Coarse rain, the members' mean, two of them, the spread and the truth, at the first time of `fine.nc`."""
+    fine = xr.open_dataset(folder / "fine.nc").isel(forecast_reference_time=0, forecast_period=0)
+    time = fine.forecast_reference_time
+    found = fine.precipitation.values
+    coarse, truth = (
+        xr.open_dataset(folder / f"{n}.nc").precipitation.sel(time=time) for n in ("coarse", "rain")
+    )
+    panels = [
+        ("means over 0.04°", coarse, coarse.values),
+        (f"mean of {len(found)} members", truth, found.mean(0)),
+        ("member 1", truth, found[0]),
+        ("member 2", truth, found[1]),
+        ("what fell", truth, truth.values),
+    ]
+    fig, axes = plt.subplots(1, 5, figsize=(12, 2.7), dpi=100, layout="constrained")
+    for ax, (title, grid, x) in zip(axes, panels):
+        norm = matplotlib.colors.LogNorm(0.05, 20)
+        shown = ax.pcolormesh(
+            grid.longitude, grid.latitude, np.where(x > 0.02, x, np.nan), norm=norm, cmap="turbo"
+        )
+        ax.set(xticks=[], yticks=[], aspect="equal", xlim=(152.3, 153.7), ylim=(-28.2, -26.9))
+        ax.set_title(title, fontsize=9)
+    fig.colorbar(shown, ax=axes, shrink=0.8, label="mm in 10 minutes")
+    return fig
+
+
+def save(draw: Any, folder: Path) -> None:
+    (HERE / "images").mkdir(exist_ok=True)
+    path = HERE / "images" / f"weather-{draw.__name__}.png"
+    fig = draw(folder)
+    fig.savefig(path)
+    plt.close(fig)
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file")
+    parser.add_argument("--radar", metavar="FILE.zip", help="radar files, for the page on downscaling")
     parser.add_argument("--folder", help="to work in, kept (default: a temporary one)")
     parser.add_argument(
         "--draw", action="store_true", help="only: from what an earlier run left in the folder"
@@ -156,18 +195,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(a.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        link = folder / "sst.nc"
+        page = DOWNSCALE if a.radar else PAGE
+        link = folder / ("radar.zip" if a.radar else "sst.nc")
         link.unlink(missing_ok=True)
-        os.symlink(Path(a.file).resolve(), link)
-        for kind, code in [] if a.draw else BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+        os.symlink(Path(a.radar or a.file).resolve(), link)
+        for kind, code in [] if a.draw else BLOCK.findall(page.read_text(encoding="utf-8")):
             run(kind, code, folder)
-        (HERE / "images").mkdir(exist_ok=True)
-        for draw in (plume, maps, scores, infill):
-            path = HERE / "images" / f"weather-{draw.__name__}.png"
-            fig = draw(folder)
-            fig.savefig(path)
-            plt.close(fig)
-            print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+        for draw in (downscale,) if a.radar else (plume, maps, scores, infill):
+            save(draw, folder)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ VERBS = {
     "evaluate": "the field's metrics, as a table and JSON: perrin evaluate out.sdf --like qm9",
     "rank": "filter, sort and pick: perrin rank out.sdf --by qed,-sa --where 'MW<150'",
     "forecast": "an ensemble from a state: perrin forecast weather/sst --file sst.nc --members 50 -o ens.zarr",
+    "downscale": "fine fields from coarse ones: perrin downscale weather/rain coarse.nc --members 20 -o fine.nc",
     "assimilate": "states from observations: perrin assimilate weather/sst --observations obs.csv -o post.nc",
     "correct": "a simulation without its bias: perrin correct sim.nc --reference obs.nc -o fixed.nc",
     "verify": "a forecast's scores: perrin verify ensemble.nc analysis.nc --json scores.json",
@@ -43,12 +44,12 @@ VERBS = {
     "doctor": "whether it works here",
 }
 
-_TARGETS = ("sample", "simulate", "invert", "data", "train", "forecast", "assimilate")
+_TARGETS = ("sample", "simulate", "invert", "data", "train", "forecast", "downscale", "assimilate")
 """Verbs whose first word names a modality; that of others is a file."""
 
 _WRITERS = (
-    "sample", "edit", "vary", "conformers", "simulate", "invert", "data", "evaluate", "rank", "forecast", "assimilate",
-    "correct", "verify", "view",
+    "sample", "edit", "vary", "conformers", "simulate", "invert", "data", "evaluate", "rank", "forecast", "downscale",
+    "assimilate", "correct", "verify", "view",
 )  # fmt: skip
 """Verbs whose outputs may be there already; `train` goes on in its folder."""
 
@@ -348,8 +349,10 @@ def _parser(verb: str) -> ArgumentParser:
         )
         parser.add_argument("--top", type=int, metavar="N", help="keep the best N")
         parser.add_argument("--workers", type=int, help="processes (default: the cores there are)")
-    elif verb in ("forecast", "assimilate"):
+    elif verb in ("forecast", "downscale", "assimilate"):
         parser.add_argument("target", help="a bundle: modality/name, or the path of one")
+        if verb == "downscale":
+            parser.add_argument("file", metavar="COARSE", help="the coarse fields")
         parser.add_argument(
             "-o", "--out", required=True, metavar="FILE", help="where to; the suffix chooses the format"
         )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 GROUP = "perrin.modalities"
 
-BUNDLE_VERBS = ("sample", "simulate", "invert", "forecast", "assimilate")
+BUNDLE_VERBS = ("sample", "simulate", "invert", "forecast", "downscale", "assimilate")
 """Verbs whose first word is a bundle."""
 
 
@@ -99,6 +99,10 @@ class Modality(ABC):
     def forecast(self, arguments: Namespace) -> None:
         """`perrin forecast`; `arguments` has target, out, members, seed, device, workers, argv."""
         self._refuse("forecast")
+
+    def downscale(self, arguments: Namespace) -> None:
+        """`perrin downscale`; `arguments` as for `forecast`, and file."""
+        self._refuse("downscale")
 
     def assimilate(self, arguments: Namespace) -> None:
         """`perrin assimilate`; `arguments` as for `forecast`."""

@@ -35,10 +35,12 @@ class WeatherModality(Modality):
         group = parser.add_argument_group("weather")
         if verb == "data":
             group.add_argument(
-                "--file", metavar="FILE", help="sst: a monthly record of the sea's temperature"
+                "--file",
+                metavar="FILE",
+                help="sst: a monthly record of the sea's temperature; coarse: fine fields; rain: radar files, zipped",
             )
             group.add_argument(
-                "--cell", type=float, default=5.0, metavar="X", help="sst: degrees (default 5)"
+                "--cell", type=float, metavar="X", help="sst, rain: degrees (default 5; rain 0.01)"
             )
             group.add_argument(
                 "--years",
@@ -46,6 +48,10 @@ class WeatherModality(Modality):
                 metavar="YYYY-YYYY",
                 help="sst: of the climatology (1950-1994)",
             )
+            group.add_argument(
+                "--factor", type=int, default=4, metavar="F", help="coarse: cells each way in one (default 4)"
+            )
+            group.add_argument("--station", metavar="ID", help="rain: the radar's, where FILE has several")
             group.add_argument(
                 "--sample",
                 action="store_true",
@@ -85,6 +91,19 @@ class WeatherModality(Modality):
                 help="the last month or time known, such as 2009-12 or 2001-03-01T12, or all from one to another "
                 "with a colon (default: the file's last)",
             )
+        elif verb == "downscale":
+            group.add_argument(
+                "--times",
+                metavar="FROM/TO",
+                help="which of the file's, such as 2020-10-31T07:00/2020-10-31T08:00 (default: all)",
+            )
+            group.add_argument(
+                "--tile",
+                type=int,
+                default=256,
+                metavar="N",
+                help="fine cells of a tile, each way: changes memory and speed, and the fields by rounding (256)",
+            )
         elif verb == "assimilate":
             group.add_argument(
                 "--observations",
@@ -96,15 +115,54 @@ class WeatherModality(Modality):
                 "--error", type=float, metavar="X", help="standard deviation of the observations' errors"
             )
         elif verb == "train":
-            group.add_argument("--data", metavar="FILE", help="sst: a monthly record")
             group.add_argument(
-                "--years", default="1950-1994", metavar="YYYY-YYYY", help="to fit (default 1950-1994)"
+                "--data", metavar="FILE", help="sst: a monthly record; downscale: fine fields by time"
+            )
+            group.add_argument(
+                "--variables", metavar="NAMES", help="downscale: which, with commas (default: the only one)"
+            )
+            group.add_argument(
+                "--factor", type=int, default=4, metavar="F", help="downscale: cells each way in one (4)"
+            )
+            group.add_argument(
+                "--hold-out",
+                action="append",
+                default=[],
+                metavar="FROM/TO",
+                help="downscale: times not to train on, such as 1990-01/2009-12; may be given several times",
+            )
+            group.add_argument(
+                "--calibrate",
+                metavar="FROM/TO",
+                help="downscale: times on which the ensemble's width is chosen, and which are not trained on",
+            )
+            group.add_argument(
+                "--anywhere",
+                action="store_true",
+                help="downscale: a model for any region, that knows no climatology of places",
+            )
+            group.add_argument(
+                "--amounts",
+                action="store_true",
+                help="downscale: fields are never negative and often zero, such as rain; implies --anywhere",
+            )
+            group.add_argument(
+                "--unit", type=float, default=0.1, metavar="X", help="amounts: what is little (default 0.1)"
+            )
+            group.add_argument(
+                "--width", type=int, default=32, metavar="N", help="downscale: of the networks (default 32)"
+            )
+            group.add_argument(
+                "--patch", type=int, metavar="N", help="downscale: cells of a piece to train on (64)"
+            )
+            group.add_argument(
+                "--years", default="1950-1994", metavar="YYYY-YYYY", help="sst: to fit (default 1950-1994)"
             )
             group.add_argument(
                 "--choose",
                 default="1995-1999",
                 metavar="YYYY-YYYY",
-                help="on which the ensemble's width is chosen (default 1995-1999)",
+                help="sst: on which the ensemble's width is chosen (default 1995-1999)",
             )
         elif verb == "correct":
             group.add_argument(
@@ -187,7 +245,7 @@ class WeatherModality(Modality):
         """
         from perrin.modalities.weather.outputs import check_path
 
-        if verb in ("data", "forecast", "assimilate", "correct"):
+        if verb in ("data", "forecast", "downscale", "assimilate", "correct"):
             check_path(arguments.out)
         return super().outputs(verb, arguments)
 
@@ -202,14 +260,21 @@ class WeatherModality(Modality):
         return models.load(bundle, device=device)
 
     def works(self, verb: str, model: Mapping[str, Any]) -> bool:
-        """Observations are of the sea's temperature so far."""
-        return verb != "assimilate" or model.get("kind") == "sst"
+        """Observations are of the sea's temperature so far; downscaling has models of its own."""
+        kind = model.get("kind")
+        return kind == "sst" if verb == "assimilate" else (verb == "downscale") == (kind == "downscale")
 
     def forecast(self, arguments: Namespace) -> None:
         """Roll out an ensemble."""
         from perrin.modalities.weather import models
 
         models.forecast(arguments)
+
+    def downscale(self, arguments: Namespace) -> None:
+        """Fine fields given coarse ones."""
+        from perrin.modalities.weather import models
+
+        models.downscale(arguments)
 
     def assimilate(self, arguments: Namespace) -> None:
         """States given observations."""

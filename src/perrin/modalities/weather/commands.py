@@ -6,7 +6,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from perrin.errors import PerrinError, counted
+from perrin.errors import PerrinError, check_counts, counted
 
 
 def verify(a: Namespace) -> None:
@@ -54,18 +54,67 @@ def data(a: Namespace) -> None:
     if a.target == "weather/speedy":
         sample(a) if a.sample else speedy(a)
         return
+    if a.target == "weather/coarse":
+        coarse(a)
+        return
+    if a.target == "weather/rain":
+        rain(a)
+        return
     if a.target != "weather/sst":
-        raise PerrinError(f"expected weather/sst or weather/speedy, given {a.target!r}: choose one of them")
+        raise PerrinError(
+            f"expected weather/sst, speedy, rain or coarse, given {a.target!r}: choose one of them"
+        )
     if not a.file:
         raise PerrinError("expected --file with a monthly record of sea surface temperature, given none")
-    sst = read_sst(open_fields(a.file), cell=a.cell, training=parse_years(a.years))
+    cell = 5.0 if a.cell is None else a.cell
+    sst = read_sst(open_fields(a.file), cell=cell, training=parse_years(a.years))
     words = {
-        "title": f"monthly sea surface temperature on a grid of {a.cell:g} degrees",
+        "title": f"monthly sea surface temperature on a grid of {cell:g} degrees",
         "source": Path(a.file).name,
         "comment": f"anomalies are from the means of the calendar months of {a.years}",
     }
     write_fields(a.out, sst.dataset(), words)
     print(f"{counted(len(sst.times), 'months')}, {counted(int(sst.sea.sum()), 'cells')} of sea in {a.out}")
+
+
+def coarse(a: Namespace) -> None:
+    """`perrin data weather/coarse --file FINE --factor F -o OUT.nc`: area-weighted means over F × F cells."""
+    import numpy as np
+    import xarray as xr
+
+    from perrin.modalities.weather.downscale_train import read_record
+    from perrin.modalities.weather.fields import open_fields
+    from perrin.modalities.weather.files import write_fields
+
+    if not a.file:
+        raise PerrinError("expected --file with fine fields, given none")
+    check_counts(factor=a.factor)
+    fields = open_fields(a.file)
+    found = read_record(fields, a.factor, list(fields.parts))
+    values = found.coarse(a.factor, whole=False).numpy()
+    edges = {"latitude": found.lat_edges[:: a.factor], "longitude": found.lon_edges[:: a.factor]}
+    dims = ("time", "latitude", "longitude")
+    dataset = xr.Dataset(
+        {n: (dims, values[:, i], words) for i, (n, words) in enumerate(found.attributes.items())},
+        {"time": found.times} | {k: (e[1:] + e[:-1]) / 2 for k, e in edges.items()},
+    )
+    for k, e in edges.items():  # of these cells, not half-way to what may lie beyond
+        dataset[f"{k}_bounds"] = ((k, "bound"), np.stack([e[:-1], e[1:]], 1))
+    words = {"title": f"means over {a.factor} x {a.factor} cells", "source": Path(a.file).name}
+    write_fields(a.out, dataset, words)
+    print(f"{counted(len(found.times), 'times')}, {values.shape[-2]} x {values.shape[-1]} cells in {a.out}")
+
+
+def rain(a: Namespace) -> None:
+    """`perrin data weather/rain --file RADAR.zip -o OUT.nc`: accumulations of a radar by latitude and longitude."""
+    from perrin.modalities.weather.files import write_fields
+    from perrin.modalities.weather.radar import read_radar
+
+    if not a.file:
+        raise PerrinError("expected --file with a zip or a folder of radar files, given none")
+    found = read_radar(a.file, cell=0.01 if a.cell is None else a.cell, station=a.station)
+    write_fields(a.out, found, {"title": "rain by radar", "source": Path(a.file).name})
+    print(f"{counted(found.sizes['time'], 'times')} in {a.out}")
 
 
 def sample(a: Namespace) -> None:

@@ -78,11 +78,14 @@ def prepare(
         out[name] = out[name].assign_attrs(temperature(out[name].attrs))
     for name, build in (("latitude", latitude_edges), ("longitude", longitude_edges)):
         if name in out.dims and out.sizes[name] > 1:
-            edges = build(out[name].values)
-            out[f"{name}_bounds"] = ((name, "bound"), np.stack([edges[:-1], edges[1:]], 1))
+            if f"{name}_bounds" not in out:
+                edges = build(out[name].values)
+                out[f"{name}_bounds"] = ((name, "bound"), np.stack([edges[:-1], edges[1:]], 1))
             out[name].attrs["bounds"] = f"{name}_bounds"
     encoding: dict[Any, dict[str, Any]] = {n: {"_FillValue": None} for n in out.variables}
     for name in dataset.data_vars:
+        if name in ("latitude_bounds", "longitude_bounds"):
+            continue
         one = ("realization", "forecast_reference_time", "forecast_period", "time")
         chunks = tuple(1 if d in one else out.sizes[d] for d in out[name].dims)
         encoding[name] = {"dtype": "float32", "_FillValue": np.float32(np.nan)} | (

@@ -81,6 +81,7 @@ class Rollout:
         every: means to write in place of every step (`means.bins`), for a model whose unit is hours.
         seed: of the run.
         workers: processes.
+        periods: of the leads, where they are no multiples of a step.
     """
 
     members: int
@@ -89,12 +90,17 @@ class Rollout:
     every: str | None = None
     seed: int = 0
     workers: int = 1
+    periods: tuple[float, ...] | None = None
 
 
 def member_seeds(seed: int, start: Any, members: Sequence[int]) -> Tensor:
     """The seeds of members of one start: of its date, so that they do not depend on the other starts."""
-    date = zlib.crc32(start.time.strftime("%Y-%m-%d %H").encode())
+    date = zlib.crc32(_date(start.time).encode())
     return sample_seeds((seed << 32 ^ date) % 2**63, torch.tensor(members))
+
+
+def _date(time: Any) -> str:
+    return str(time.strftime("%Y-%m-%d %H:%M" if time.minute else "%Y-%m-%d %H"))
 
 
 def rollout(
@@ -125,7 +131,7 @@ def rollout(
         "members": options.members,
         "leads": options.leads,
         "every": options.every,
-        "starts": [s.time.strftime("%Y-%m-%d %H") for s in starts],
+        "starts": [_date(s.time) for s in starts],
         "state": _digest(starts),
     }
     found = read_key(folder, key)
@@ -228,6 +234,8 @@ def _create(
     words: dict[str, str],
 ) -> None:
     leads, bounds = pieces.periods(options.step)
+    if options.periods is not None:
+        leads = np.array(options.periods)
     period: dict[str, Any] = {"units": model.unit}
     coords: dict[str, Any] = {}
     if bounds is not None:

@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
@@ -15,6 +16,13 @@ from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities import find_bundle
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
+from perrin.modalities.weather.downscale_model import (
+    DownscaleModel,
+    Downscaling,
+    find_parts,
+    inside,
+    parse_spans,
+)
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.forecast import Rollout, rollout
 from perrin.modalities.weather.infill import nearest
@@ -36,7 +44,17 @@ Metrics: none measured yet; `perrin forecast` with `--start` over years that wer
 """
 
 
-def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel:
+DOWNSCALE_CARD = """# {name}
+
+Fine fields of {fields} from means over {factor} × {factor} cells: a mean and diffusion of the residual.
+
+Data: {source}, {times} times{held}.
+
+Metrics: none measured yet; `python benchmarks/downscale.py` of Perrin's repository scores it on times that were held out.
+"""
+
+
+def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel | DownscaleModel:
     """The model of a bundle.
 
     Raises:
@@ -47,8 +65,10 @@ def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel:
         return SSTModel.from_bundle(bundle)
     if kind == AtmosphereModel.kind:
         return AtmosphereModel.from_bundle(bundle, device=device)
+    if kind == DownscaleModel.kind:
+        return DownscaleModel.from_bundle(bundle, device=device)
     raise PerrinError(
-        f"expected a weather model of kind sst or atmosphere in {bundle.path}, given {kind!r}: update perrin"
+        f"expected a weather model of kind sst, atmosphere or downscale in {bundle.path}, given {kind!r}: update perrin"
     )
 
 
@@ -56,6 +76,7 @@ def forecast(a: Namespace) -> None:
     """`perrin forecast weather/… --members M -o FILE`: resumable, one member in memory for each process."""
     path = find_bundle(a.target)
     model = load(read_bundle(path), device=choose_device(a.device))
+    assert not isinstance(model, DownscaleModel)  # `WeatherModality.works`
     leads, step = _length(model, a)
     fields = open_fields(a.file) if a.file else None
     if a.start and fields is None:
@@ -184,6 +205,61 @@ def assimilate(a: Namespace) -> None:
     print(f"{counted(a.members, 'members')} of {counted(len(months), 'months')} in {a.out}: {seconds:.1f} s")
 
 
+def downscale(a: Namespace) -> None:
+    """`perrin downscale weather/… COARSE.nc -o FILE`: resumable, one member in memory for each process."""
+    check_counts(tile=a.tile)
+    model = load(read_bundle(find_bundle(a.target)), device=choose_device(a.device))
+    assert isinstance(model, DownscaleModel)  # `WeatherModality.works`
+    fields = open_fields(a.file)
+    parts = find_parts(fields, model)
+    leads = fields.leads
+    unit, periods = "hours", tuple(lead.seconds / 3600 for lead in leads)
+    if any(lead.months for lead in leads):
+        unit, periods = "months", tuple(lead.months for lead in leads)
+    grid = Downscaling(model, fields.latitude, fields.longitude, unit=unit, tile=a.tile)
+    wanted = None
+    if a.times:
+        wanted = inside(fields.references, parse_spans([a.times], "--times")).tolist()
+        if not any(wanted):
+            first, last = fields.references[0], fields.references[-1]
+            raise PerrinError(
+                f"expected --times within {first} to {last}, the times of {fields.label}, given {a.times}"
+            )
+    starts = grid.starts(fields, parts, wanted)
+    many = a.members * len(starts) * len(leads) * grid.area.numel() > 10**6 and model.device.type == "cpu"
+    options = Rollout(
+        members=a.members,
+        leads=len(leads),
+        step=0,
+        seed=a.seed,
+        workers=a.workers or (cpu_count() if many else 1),
+        periods=periods,
+    )
+    begin = time.perf_counter()
+    words = {
+        "title": f"fine fields by {model.name}",
+        "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
+        "comment": f"means over {model.config.factor} x {model.config.factor} cells are those of {Path(a.file).name}",
+    }
+    there = rollout(grid, starts, options, a.out, words)
+    seconds = time.perf_counter() - begin
+    write_record(
+        record_path(a.out),
+        record(
+            "downscale",
+            a,
+            bundle={"path": a.target, "sha256": model.sha256},
+            result={"members": a.members, "starts": len(starts), "seconds": round(seconds, 2)},
+        ),
+    )
+    size = f"{len(grid.latitude)} x {len(grid.longitude)} cells"
+    went = f", {there} from unfinished work" if there else ""
+    print(
+        f"{counted(a.members, 'members')} of {counted(len(starts) * len(leads), 'fields')}, {size}, in {a.out}: "
+        f"{seconds:.1f} s{went}"
+    )
+
+
 def parse_months(text: str) -> list[tuple[int, int]]:
     """`2009-12`, or `2000-01:2009-12`, as years and months.
 
@@ -199,15 +275,102 @@ def parse_months(text: str) -> list[tuple[int, int]]:
     raise PerrinError(f"expected --start such as 2009-12 or 2000-01:2009-12, given {text!r}")
 
 
+def train_downscale(a: Namespace) -> None:
+    """`perrin train weather/downscale --data FINE.nc --factor F --out DIR`."""
+    from perrin.modalities.weather import downscale_train
+    from perrin.modalities.weather.downscaling import DownscaleConfig
+    from perrin.train import TrainOptions
+
+    if not a.data:
+        raise PerrinError("expected --data with fine fields by time, given none")
+    if a.start:
+        raise PerrinError("expected no --from for weather/downscale, which starts anew: leave it out")
+    check_counts(
+        **{
+            k: getattr(a, k)
+            for k in ("steps", "batch", "threads", "log_every", "save_every", "factor", "patch", "width")
+        }
+    )
+    device = choose_device(a.device)
+    gpu = device != "cpu"
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    out = Path(a.out)
+    if out.exists() and not out.is_dir():
+        raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
+    spans = [*a.hold_out, *([a.calibrate] if a.calibrate else [])]
+    held = parse_spans(spans, "--hold-out")
+    names = a.variables.split(",") if a.variables else []
+    record_ = downscale_train.read_record(open_fields(a.data), a.factor, names)
+    config = DownscaleConfig(
+        fields=tuple(record_.attributes),
+        factor=a.factor,
+        amounts=a.amounts,
+        static=not (a.anywhere or a.amounts),
+        cell=float(record_.lat_edges[1] - record_.lat_edges[0]),
+        unit=a.unit,
+        width=a.width,
+    )
+    used = ~inside(record_.times, held)
+    chosen = inside(record_.times, parse_spans([a.calibrate] if a.calibrate else []))
+    if a.calibrate and not chosen.any():
+        raise PerrinError(f"expected times of {Path(a.data).name} in --calibrate, given {a.calibrate}")
+    steps = a.steps or (10**7 if a.minutes else 4000)
+    options = TrainOptions(
+        steps=steps,
+        minutes=a.minutes,
+        batch=a.batch or (64 if gpu else 16),
+        optimizer=a.optimizer or "adamw",
+        lr=a.lr if a.lr is not None else 1.5e-3,
+        warmup=min(200, max(1, steps // 10)),
+        cooldown=0.6,
+        weight_decay=0.02,
+        ema=0.999,
+        seed=a.seed,
+        precision="bf16-mixed" if gpu else "32-true",
+        cuda_graphs=gpu,
+        log_every=a.log_every or (50 if gpu else 10),
+        save_every=a.save_every,
+    )
+    write_record(out / "run.json", record("train", a, options=options.to_json()))
+    model, losses = downscale_train.train_downscale(
+        record_, config, used, options, out, patch=a.patch or 64, accelerator="cuda" if gpu else "cpu"
+    )
+    found: dict[str, Any] = dict(losses)
+    if a.calibrate:
+        few = np.flatnonzero(chosen)[:: max(1, int(chosen.sum()) // 12)]
+        found["inflation"] = downscale_train.choose_inflation(model, record_, few)
+    card = DOWNSCALE_CARD.format(
+        name=out.name,
+        fields=", ".join(config.fields),
+        factor=config.factor,
+        source=Path(a.data).name,
+        times=int(used.sum()),
+        held=f"; held out: {', '.join(spans)}" if spans else "",
+    )
+    write_bundle(
+        out,
+        modality="weather",
+        model=model.to_json(),
+        weights=model.weights(),
+        card=card,
+        training={"options": options.to_json(), "hold_out": spans} | found,
+    )
+    print(f"bundle in {out}: perrin downscale {out} coarse.nc -o fine.nc")
+
+
 def train(a: Namespace) -> None:
     """`perrin train weather/sst --data FILE --out DIR`: under a minute on a CPU."""
+    if a.target == "weather/downscale":
+        train_downscale(a)
+        return
     from perrin.modalities.weather.sst import read_sst
     from perrin.modalities.weather.sst_train import SSTOptions, train_sst
     from perrin.train import TrainOptions
 
     if a.target != "weather/sst":
         raise PerrinError(
-            f"expected weather/sst, given {a.target!r}: it is the only model that can be trained so far"
+            f"expected weather/sst or weather/downscale, given {a.target!r}: others cannot be trained so far"
         )
     if not a.data:
         raise PerrinError("expected --data with a monthly record of sea surface temperature, given none")
