@@ -63,7 +63,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "data weather/sst --file in.nc -o x.nc --years 1900-1910": "1950 to 1955",
         "data weather/sst --file in.nc -o x.nc --cell 7": "divides 180",
         "data weather/sst --file in.nc -o x.txt": ".nc",
-        "data weather/rain --file in.nc -o x.nc": "weather/sst",
+        "data weather/snow --file in.nc -o x.nc": "weather/sst",
     }.items():
         assert main(bad.split()) == 2, bad
         error = capsys.readouterr().err
