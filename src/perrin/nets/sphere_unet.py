@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from perrin.errors import PerrinError
 from perrin.nets.features import Waves
 from perrin.nets.sphere import pad_sphere
+from perrin.nets.unet import down_and_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,18 +130,5 @@ class SphereUNet(nn.Module):
         e = self.time(self.waves(level))
         plain = pad_sphere(x, 1, 1)
         h = self.enter(torch.where(self.signs[:, None, None], pad_sphere(x, 1, 1, vector=True), plain))
-        c = self.config
-        stack = [h]
-        for k in range(c.levels):
-            if k:
-                h = F.avg_pool2d(h, 2)
-            for j in range(c.blocks):
-                h = self.down[k * c.blocks + j](h, e)
-                stack.append(h)
-        h = self.middle(h, e)
-        for k in range(c.levels):
-            for j in range(c.blocks):
-                h = self.up[k * c.blocks + j](torch.cat([h, stack.pop()], 1), e)
-            if k < c.levels - 1:
-                h = F.interpolate(h, scale_factor=2, mode="nearest")
+        h = down_and_up(h, e, self.down, self.middle, self.up, levels=self.config.levels)
         return self.leave(F.silu(self.norm(h)))

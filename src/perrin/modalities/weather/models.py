@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from perrin.modalities.weather.downscale_model import (
     parse_spans,
 )
 from perrin.modalities.weather.fields import Fields, open_fields
-from perrin.modalities.weather.forecast import Rollout, rollout
+from perrin.modalities.weather.forecast import ForecastModel, Rollout, rollout
 from perrin.modalities.weather.infill import nearest
 from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
@@ -101,7 +102,6 @@ def forecast(a: Namespace) -> None:
         seed=a.seed,
         workers=a.workers or workers,
     )
-    begin = time.perf_counter()
     words = {
         "title": f"ensemble forecast of {model.name}",
         "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
@@ -109,17 +109,7 @@ def forecast(a: Namespace) -> None:
         if a.file
         else "starts from a simulated sample, not from data",
     }
-    there = rollout(model, starts, options, a.out, words)
-    seconds = time.perf_counter() - begin
-    write_record(
-        record_path(a.out),
-        record(
-            "forecast",
-            a,
-            bundle={"path": a.target, "sha256": model.sha256},
-            result={"members": a.members, "starts": len(starts), "seconds": round(seconds, 2)},
-        ),
-    )
+    done = _rolled("forecast", a, model, starts, options, words)
     form = "%Y-%m" if model.unit == "months" else "%Y-%m-%d %H:%M"
     when = " to ".join(dict.fromkeys(s.time.strftime(form) for s in (starts[0], starts[-1])))
     days, hours = divmod(leads * step, 24)
@@ -130,8 +120,7 @@ def forecast(a: Namespace) -> None:
     )
     if a.every:
         length += f" as means of {a.every}"
-    went = f", {there} from unfinished work" if there else ""
-    print(f"{counted(a.members, 'members')} from {when}, {length}, in {a.out}: {seconds:.1f} s{went}")
+    print(f"{counted(a.members, 'members')} from {when}, {length}, in {a.out}: {done}")
 
 
 def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float]:
@@ -235,29 +224,40 @@ def downscale(a: Namespace) -> None:
         workers=a.workers or (cpu_count() if many else 1),
         periods=periods,
     )
-    begin = time.perf_counter()
     words = {
         "title": f"fine fields by {model.name}",
         "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
         "comment": f"means over {model.config.factor} x {model.config.factor} cells are those of {Path(a.file).name}",
     }
-    there = rollout(grid, starts, options, a.out, words)
+    done = _rolled("downscale", a, grid, starts, options, words)
+    size = f"{len(grid.latitude)} x {len(grid.longitude)} cells"
+    print(
+        f"{counted(a.members, 'members')} of {counted(len(starts) * len(leads), 'fields')}, {size}, in {a.out}: {done}"
+    )
+
+
+def _rolled(
+    verb: str,
+    a: Namespace,
+    model: ForecastModel,
+    starts: Sequence[Any],
+    options: Rollout,
+    words: dict[str, str],
+) -> str:
+    """Roll out, write the record beside it, and say how long it took."""
+    begin = time.perf_counter()
+    there = rollout(model, starts, options, a.out, words)
     seconds = time.perf_counter() - begin
     write_record(
         record_path(a.out),
         record(
-            "downscale",
+            verb,
             a,
             bundle={"path": a.target, "sha256": model.sha256},
             result={"members": a.members, "starts": len(starts), "seconds": round(seconds, 2)},
         ),
     )
-    size = f"{len(grid.latitude)} x {len(grid.longitude)} cells"
-    went = f", {there} from unfinished work" if there else ""
-    print(
-        f"{counted(a.members, 'members')} of {counted(len(starts) * len(leads), 'fields')}, {size}, in {a.out}: "
-        f"{seconds:.1f} s{went}"
-    )
+    return f"{seconds:.1f} s" + (f", {there} from unfinished work" if there else "")
 
 
 def parse_months(text: str) -> list[tuple[int, int]]:
