@@ -205,18 +205,23 @@ def test_tilted_weights_have_the_wanted_mean_and_leave_the_rest() -> None:
 
 
 def test_paths_are_weighted_towards_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An untrained network has too few of everything; the weighted mean is nearer to the data in every bucket."""
+    """An untrained network has too few of everything; with weights the mean of each number of evaluations is nearer."""
     monkeypatch.setattr(rollouts, "sound", half)
-    task, _ = make(RolloutLaw(evaluations=(4,), temperatures=((1.0, 1.0),), molecules=900, visits=1))
+    task, _ = make(RolloutLaw(evaluations=(4, 7), temperatures=((1.0, 1.0),), molecules=1800, visits=1))
     task.refresh(0, average_of(task))
-    for bucket, held, weights in zip(task.buckets, task.records, task.weights, strict=True):
+    for bucket, held, all_weights in zip(task.buckets, task.records, task.weights, strict=True):
         wanted = contents(*bucket.take(torch.arange(len(bucket))), task.vocabulary).mean(0)
         state = {k: held[f"x_0.{k}"].long() for k in (TYPES, CHARGES, BONDS)}
-        found = contents(state, held["mask"], task.vocabulary)
-        before = ((found.mean(0) - wanted) / found.std(0).clamp(min=1e-6)).abs()
-        after = (((weights[:, None] * found).mean(0) - wanted) / found.std(0).clamp(min=1e-6)).abs()
-        varied = found.std(0) > 1e-6
-        assert float(after[varied].max()) < float(before[varied].max())
+        everything = contents(state, held["mask"], task.vocabulary)
+        assert set(held["evaluations"].tolist()) == {4, 7}
+        for evaluations in (4, 7):
+            same = held["evaluations"] == evaluations
+            found, weights = everything[same], all_weights[same]
+            assert abs(float(weights.mean()) - 1) < 1e-5
+            before = ((found.mean(0) - wanted) / found.std(0).clamp(min=1e-6)).abs()
+            after = (((weights[:, None] * found).mean(0) - wanted) / found.std(0).clamp(min=1e-6)).abs()
+            varied = found.std(0) > 1e-6
+            assert float(after[varied].max()) < float(before[varied].max())
 
 
 def test_only_sound_ones_are_kept_and_steps_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:

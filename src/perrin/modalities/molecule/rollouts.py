@@ -61,7 +61,7 @@ class RolloutLaw:
         visits: states kept of each.
         every: training steps after which all paths are made anew, by the moving average of the weights.
         positions: weight of the positions' loss on paths; the model's own geometry is no better than itself.
-        match: whether what is kept is weighted towards the contents of the data.
+        match: whether what is kept is weighted towards the contents of the data, for each number of evaluations apart.
     """
 
     share: float = 0.5
@@ -167,7 +167,7 @@ class RolloutTask(MoleculeTask):
         if (step * _SHARE) % 1.0 >= self.law.share or not held:
             return super().prepare(step, generator=generator, rank=rank, world=world)
         pick = torch.multinomial(self.weights[number], len(index), replacement=True, generator=generator)
-        batch = {k: v[pick] for k, v in held.items()}
+        batch = {k: v[pick] for k, v in held.items() if k != "evaluations"}
         if "values" in batch:
             z = standardise(batch.pop("values"), self.ranges)
             batch["intervals"] = self.loss_config.intervals.draw(z, generator)
@@ -233,7 +233,14 @@ class RolloutTask(MoleculeTask):
             contents({k: v[r].long() for k, v in state.items()}, held["mask"][r], self.vocabulary)
             for r in rows
         ]
-        return tilted(torch.cat(found), torch.cat(wanted).mean(0))
+        every, mean = torch.cat(found), torch.cat(wanted).mean(0)
+        weights = torch.ones_like(held["t"])
+        for evaluations in held[
+            "evaluations"
+        ].unique():  # each apart: what few have too little of, many may have too much of
+            same = held["evaluations"] == evaluations
+            weights[same] = tilted(every[same], mean)
+        return weights
 
     def _parts(
         self, number: int, x_0: State, mask: Tensor, some: bool, generator: torch.Generator
@@ -291,7 +298,10 @@ class RolloutTask(MoleculeTask):
                 self_condition=True,
             )
         good = sound(end, mask, self.vocabulary)
-        same = {"mask": mask[good]}
+        same = {
+            "mask": mask[good],
+            "evaluations": torch.full_like(mask[good, 0], evaluations, dtype=torch.int16),
+        }
         if self.with_parts and given:
             same |= {k: given[k][good] for k in FLAGS}
         if self.label is not None:
