@@ -247,6 +247,30 @@ def test_an_ensemble_of_means_as_the_rollout_writes_it(tmp_path: Path) -> None:
     assert complaints(tmp_path / "out.nc") == []
 
 
+def test_what_is_probably_not_meant_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other years without --historical, few values, and amounts by differences, which come out negative."""
+    obs, sim = monthly(2001, 4, 0, 1, 0), monthly(2051, 4, 0, 1, 1)
+    for each, mean in ((obs, 0.1), (sim, 2.0)):
+        rng = np.random.default_rng(int(10 * mean))
+        each.tas[:] = rng.gamma(0.3, mean, each.tas.shape)
+        each.tas.attrs.update(standard_name="precipitation_flux", units="mm day-1")
+    obs.to_netcdf(tmp_path / "obs.nc")
+    sim.to_netcdf(tmp_path / "sim.nc")
+    words = ["correct", str(tmp_path / "sim.nc"), "--reference", str(tmp_path / "obs.nc"), "--overwrite"]
+    assert main([*words, "--method", "mean", "-o", str(tmp_path / "out.nc")]) == 0
+    told = capsys.readouterr().err
+    assert "are of different years" in told
+    assert "has only 4 values of tas" in told
+    assert "corrected values are: --ratio" in told
+    assert main([*words, "--ratio", "-o", str(tmp_path / "out.nc")]) == 0
+    assert "--ratio" not in capsys.readouterr().err
+    (-sim).assign(tas=(-sim.tas).assign_attrs(sim.tas.attrs)).to_netcdf(tmp_path / "minus.nc")
+    words[1] = str(tmp_path / "minus.nc")
+    assert main([*words, "--ratio", "-o", str(tmp_path / "no.nc")]) == 2
+    assert "expected no negative values of tas for --ratio" in capsys.readouterr().err
+    assert not list(tmp_path.glob("no*"))
+
+
 def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     obs, sim = monthly(1951, 4, 0, 1, 0), monthly(1951, 4, 0, 1, 1)
     obs.to_netcdf(tmp_path / "obs.nc")
@@ -256,10 +280,14 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     other = obs.copy()
     other.tas.attrs["units"] = "degC"
     other.to_netcdf(tmp_path / "celsius.nc")
+    dew = obs.rename(tas="dewpoint")
+    dew.dewpoint.attrs["standard_name"] = "dew_point_temperature"
+    dew.to_netcdf(tmp_path / "dew.nc")
     cases = {
         "short.nc": ([], "at least 2 times of month 9"),
         "part.nc": ([], "the same grid"),
         "celsius.nc": ([], "tas in degC"),
+        "dew.nc": ([], "a variable that both files have, given tas in"),
         "obs.nc": (["--ratio", "--method", "mean-variance"], "mean-variance"),
         "none.nc": ([], "does not exist"),
     }

@@ -121,12 +121,14 @@ def unsupported(molecule: Molecule, vocabulary: Vocabulary) -> str:
     bad = sorted(set(molecule.numbers.tolist()) - set(vocabulary.elements))
     if bad:
         return (
-            f"expected atomic numbers {list(vocabulary.elements)}, given {bad}: train with another vocabulary"
+            f"expected elements with the atomic numbers {', '.join(map(str, vocabulary.elements))}, which the model knows, "
+            f"given {', '.join(map(str, bad))}: train a model on your own data"
         )
     bad = sorted(set(molecule.charges.tolist()) - set(vocabulary.charges))
     if bad:
         return (
-            f"expected formal charges {list(vocabulary.charges)}, given {bad}: train with another vocabulary"
+            f"expected formal charges {', '.join(map(str, vocabulary.charges))}, which the model knows, given "
+            f"{', '.join(map(str, bad))}: train a model on your own data"
         )
     if len(molecule) < 1:
         return "expected at least one atom, given none"

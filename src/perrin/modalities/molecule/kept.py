@@ -286,7 +286,7 @@ def addition_table(
     if not table:
         room = low if low == high else f"{low} to {high}"
         raise PerrinError(
-            f"expected a kept part that leaves room for {room} heavy atoms in molecules of {min(sizes)} to "
+            f"expected a kept part that leaves room for {room} more heavy atoms and all hydrogens in molecules of {min(sizes)} to "
             f"{max(sizes)} atoms, the sizes the model knows, given {counted(len(kept.molecule), 'kept atoms')}: "
             "keep fewer, or change --add"
         )

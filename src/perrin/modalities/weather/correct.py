@@ -7,6 +7,7 @@ bands of latitudes; what is corrected lies in a file beside the output until all
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ from perrin.modalities.weather.verify import check_grids, match
 
 _ORDER = (*DIMENSIONS[:3], "time", *DIMENSIONS[3:])
 _BLOCK = 64
+_FEW = 30
+"""Values of a part of the year below which quantiles are hardly known: a month of daily values."""
+
+
+def _warn(text: str) -> None:
+    print(f"perrin: warning: {text}", file=sys.stderr)
 
 
 class Samples:
@@ -102,6 +109,12 @@ def correct_fields(
     }
     for part, three in samples.items():
         _check_times(part, three, (simulation, reference, historical or simulation), options)
+    now, then, _ = next(iter(samples.values()))
+    if historical is None and (max(now.times) < min(then.times) or min(now.times) > max(then.times)):
+        _warn(
+            f"{simulation.label} and {reference.label} are of different years, so what has changed between them counts as "
+            "bias: --historical takes the simulation of the reference's years"
+        )
     out = Path(out)
     folder = out.with_name(out.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +154,12 @@ def _check_times(
                     f"expected at least 2 times of {word[options.group]} for {part}, given {counts[group]} in "
                     f"{file.label}: give a longer record, or --group all"
                 )
+        least = min(int(counts[g]) for g in needed)
+        if least < _FEW:
+            _warn(
+                f"{file.label} has only {least} values of {part} at a place and part of the year: their distribution is "
+                "hardly known (a longer record, --group all or --method mean helps)"
+            )
 
 
 def _correct_part(
@@ -158,14 +177,26 @@ def _correct_part(
     width = 8 * 3 * columns * sum(len(s.times) for s in three)
     step = max(1, int(options.megabytes * 2**20 / width))
     groups = [options.groups(s.times) for s in three]
+    amounts, negative = True, 0
     for low in range(0, rows, step):
         band = slice(low, min(low + step, rows))
         read = [x.read(band), reference.read(band)]
         read.append(read[0] if historical.fields is x.fields else historical.read(band))
+        least = min(float(np.nanmin(v, initial=np.inf)) for v in read)
+        amounts = amounts and least >= 0
+        if options.ratio and least < 0:
+            raise PerrinError(
+                f"expected no negative values of {name} for --ratio, given {least:.4g}: leave --ratio out"
+            )
         for group in np.unique(groups[0]):
             now, then, past = (v[g == group] for v, g in zip(read, groups))
             past = now if historical.fields is x.fields else past
             values[groups[0] == group, band] = correct(now, then, past, options)
+        negative += int((values[:, band] < 0).sum())
+    if amounts and negative:
+        _warn(
+            f"{name} is nowhere negative in the files, but {negative} of its corrected values are: --ratio corrects amounts"
+        )
     whole = values.reshape(*x.shape, rows, columns)
     for where in np.ndindex(x.shape[:-1]):
         for at in range(0, x.shape[-1] if x.shape else 1, _BLOCK):

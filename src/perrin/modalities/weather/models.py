@@ -128,7 +128,9 @@ def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float
     if isinstance(model, SSTModel):
         for name in ("days", "years", "every"):
             if getattr(a, name) is not None:
-                raise PerrinError(f"expected --months for a monthly model, given --{name}: say --months 6")
+                raise PerrinError(
+                    f"expected --months and every month for a monthly model, given --{name}: leave it out"
+                )
         months = model.longest if a.months is None else a.months
         if not 1 <= months <= model.longest:
             raise PerrinError(f"expected --months from 1 to {model.longest}, given {months}")

@@ -404,7 +404,11 @@ def match(forecast: Fields, truth: Fields) -> dict[str, str]:
         theirs = {standard(forecast, p): p for p in forecast.parts if standard(forecast, p)}
         names = {p: theirs[standard(truth, p)] for p in truth.parts if standard(truth, p) in theirs}
     if not names and len(truth.parts) == len(forecast.parts) == 1:
-        names = {next(iter(truth.parts)): next(iter(forecast.parts))}
+        (ours,), (other,) = truth.parts, forecast.parts
+        if not standard(truth, ours) or not standard(
+            forecast, other
+        ):  # else they say themselves that they differ
+            names = {ours: other}
     if not names:
         raise PerrinError(
             f"expected a variable that both files have, given {', '.join(forecast.parts)} in {forecast.label} and "
@@ -414,7 +418,8 @@ def match(forecast: Fields, truth: Fields) -> dict[str, str]:
         a, b = truth.units(ours), forecast.units(other)
         if a and b and a != b:
             raise PerrinError(
-                f"expected {other} in {a}, given {b} in {forecast.label}: convert it and set its units"
+                f"expected {other} in {a}, as {ours} in {truth.label}, given {b} in {forecast.label}: if both are the same "
+                "quantity, convert one and set its units"
             )
     return names
 
