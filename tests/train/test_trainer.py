@@ -346,7 +346,10 @@ def test_the_command_stopped_and_given_again(tmp_path: Path) -> None:
 
 def estimate(model: MoleculeModel, file: Path) -> float:
     """The loss on the molecules of a file, over fixed times and noise."""
-    _, buckets, _ = from_files(read_molecules(file), model.config.vocabulary, source=file)
+    names = model.config.network.conditions
+    _, buckets, _ = from_files(
+        read_molecules(file), model.config.vocabulary, source=file, properties=names, spared=names
+    )
     task = MoleculeTask(model.denoiser, model.config, buckets, batch=16, seed=0)
     total = 0.0
     for step in range(8):
@@ -369,9 +372,10 @@ def test_fine_tuning_the_shipped_bundle(tmp_path: Path, capsys: pytest.CaptureFi
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     capsys.readouterr()
     assert main([*command, "--data", str(other)]) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith(f"perrin: expected the run in {out} to have this model and data")
-    assert errors.count("\n") == 1
+    note, error = capsys.readouterr().err.splitlines()
+    assert "no molecule in" in note
+    assert "alpha, gap" in note
+    assert error.startswith(f"perrin: expected the run in {out} to have this model and data")
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 

@@ -246,8 +246,9 @@ def train(a: Namespace) -> None:
         )
     vocabulary = config.vocabulary if config else None
     held = config.network.conditions if config else ()
-    names = list(dict.fromkeys([*held, *_names(a.conditions)]))
-    vocabulary, buckets, skipped = training_data(a, vocabulary, names)
+    asked = _names(a.conditions)
+    names = list(dict.fromkeys([*held, *asked]))
+    vocabulary, buckets, skipped = training_data(a, vocabulary, names, spared=set(held) - set(asked))
     if skipped:
         print(f"left out {counted(skipped, 'molecules')} that the model cannot express", file=sys.stderr)
     vocabulary = dataclasses.replace(

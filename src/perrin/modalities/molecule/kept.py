@@ -286,9 +286,9 @@ def addition_table(
     if not table:
         room = low if low == high else f"{low} to {high}"
         raise PerrinError(
-            f"expected a kept part that leaves room for {room} more heavy atoms and all hydrogens in molecules of {min(sizes)} to "
-            f"{max(sizes)} atoms, the sizes the model knows, given {counted(len(kept.molecule), 'kept atoms')}: "
-            "keep fewer, or change --add"
+            f"expected a kept part that leaves room for {room} more heavy atoms and all hydrogens in molecules of "
+            f"{min(sizes)} to {max(sizes)} atoms, the sizes the model knows, given "
+            f"{counted(len(kept.molecule), 'kept atoms')}: keep fewer, or change --add"
         )
     norm = sum(table.values())
     return {pair: weight / norm for pair, weight in sorted(table.items())}

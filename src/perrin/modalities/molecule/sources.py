@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ from perrin.train.shared import shared_tensors
 
 
 def training_data(
-    a: Namespace, vocabulary: Vocabulary | None, properties: Sequence[str] = ()
+    a: Namespace, vocabulary: Vocabulary | None, properties: Sequence[str] = (), spared: Collection[str] = ()
 ) -> tuple[Vocabulary, list[Bucket], int]:
     """What `perrin train` trains on: vocabulary (counted unless given), buckets with the values of `properties`, and how
-    many molecules are left out.
+    many molecules are left out. Of a file's molecules none need have the properties that are `spared`.
 
     Several ranks read one file in the run's folder, which the first of them prepares (`perrin.train.shared`).
     """
@@ -42,7 +43,9 @@ def training_data(
     def prepare() -> tuple[Vocabulary, list[Bucket], int]:
         if a.data:
             molecules = read_molecules(a.data)
-            return from_files(molecules, vocabulary, source=a.data, limit=a.limit, properties=properties)
+            return from_files(
+                molecules, vocabulary, source=a.data, limit=a.limit, properties=properties, spared=spared
+            )
         return from_qm9(a.limit, vocabulary, properties)
 
     ranks = find_ranks(a.devices if a.devices == "auto" or str(a.devices).isdecimal() else 1)
@@ -109,11 +112,13 @@ def from_files(
     source: Any,
     limit: int | None = None,
     properties: Sequence[str] = (),
+    spared: Collection[str] = (),
 ) -> tuple[Vocabulary, list[Bucket], int]:
     """The user's molecules as buckets, the vocabulary, and how many molecules it cannot express.
 
     Arguments:
         properties: data items that the buckets hold; a molecule may lack them.
+        spared: of these, those that all may lack.
 
     Raises:
         PerrinError: no molecule is left, most lack hydrogens, the limit is below 1, or no molecule has a data item.
@@ -127,8 +132,17 @@ def from_files(
     _check_hydrogens(with_bonds, source)
     vocabulary = vocabulary or _count(with_bonds)
     kept = supported(with_bonds, vocabulary, source)
-    for name in properties:
-        if not any(isinstance(m.properties.get(name), int | float) for m in kept):
+    lacking = [
+        name for name in properties if not any(isinstance(m.properties.get(name), int | float) for m in kept)
+    ]
+    if unlearnt := [name for name in lacking if name in spared]:
+        print(
+            f"perrin: note: no molecule in {source} has {', '.join(unlearnt)}: wishes for them stay possible, but "
+            "nothing is learnt of them",
+            file=sys.stderr,
+        )
+    for name in lacking:
+        if name not in spared:
             items = sorted({k for m in kept for k, v in m.properties.items() if isinstance(v, int | float)})
             raise PerrinError(
                 f"expected molecules with the data item {name} in {source}, given none (numbers there: "
