@@ -246,7 +246,7 @@ def test_the_vocabulary_counts_by_hand() -> None:
 
 def test_what_the_vocabulary_lacks_is_an_error(molecules: list[Molecule]) -> None:
     vocabulary = vocabulary_of([add_geometry("CCO")])
-    for smiles, word in (("CN", "atomic numbers"), ("[CH2-2]", "formal charges")):
+    for smiles, word in (("CN", "elements with the atomic numbers"), ("[CH2-2]", "formal charges")):
         with pytest.raises(PerrinError, match=f"expected {word}"):
             encode([add_geometry(smiles)], vocabulary, width=30)
     with pytest.raises(PerrinError, match="more than 4"):
