@@ -33,7 +33,7 @@ from rdkit.Geometry import Point3D
 import perrin
 from perrin.modalities.molecule.chem import sanitize, to_rdkit
 from perrin.modalities.molecule.conformers import ConformerSampler, Query
-from perrin.modalities.molecule.edit import ATTEMPT, EVALUATIONS, Travel
+from perrin.modalities.molecule.edit import ATTEMPT, Travel, edit_options
 from perrin.modalities.molecule.qm9 import load_qm9
 from perrin.modalities.molecule.ranking.xtb import single_point
 from perrin.modalities.molecule.structure import Molecule
@@ -71,8 +71,7 @@ def ours(
     """Conformers that are not rejected, and how many were."""
     travel = None if repeats is None else Travel(repeats=repeats)
     sampler = ConformerSampler(model, queries, each, travel=travel)
-    default = None if model.config.network.parts else EVALUATIONS
-    options = model.options(steps=steps or default)
+    options = edit_options(model, model.options(steps=steps), steps)
     found: list[Any] = [None] * (each * len(queries))
     faults: dict[str, int] = {}
     drawn = 0

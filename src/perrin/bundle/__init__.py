@@ -191,3 +191,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
     with torch.no_grad():
         for k, p in own.items():
             p.copy_(weights[k])
+
+
+def tuples(words: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a configuration, read from JSON, which has lists where Python has tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in words.items()}

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from perrin.errors import PerrinError
 from perrin.nets.features import Waves
-from perrin.nets.unet import down_and_up
+from perrin.nets.unet import ResidualBlock, down_and_up, levels_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,23 +81,8 @@ class _Norm(nn.Module):
         return x * scale.to(x.dtype) * self.gain[:, None, None].to(x.dtype)
 
 
-class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, time: int, dropout: float) -> None:
-        super().__init__()
-        self.norm_a = _Norm(inputs)
-        self.conv_a = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm_b = _Norm(outputs)
-        self.time = nn.Linear(time, 2 * outputs)
-        self.dropout = nn.Dropout(dropout)
-        self.conv_b = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        nn.init.zeros_(self.conv_b.weight)
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        scale, shift = self.time(e)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_a(F.silu(self.norm_a(x)))
-        h = F.silu(self.norm_b(h) * (1 + scale) + shift)
-        return self.skip(x) + self.conv_b(self.dropout(h))
+def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 class LocalUNet(nn.Module):
@@ -113,22 +98,18 @@ class LocalUNet(nn.Module):
         time = 4 * c.width
         self.waves = Waves(c.width)
         self.time = nn.Sequential(nn.Linear(c.width, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
-        self.enter = nn.Conv2d(c.inputs, c.width, 3, padding=1)
+        self.enter = _convolution(c.inputs, c.width)
         widths = [c.width * min(2**k, 2) for k in range(c.levels)]
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        at, kept = c.width, []
-        for w in widths:
-            for _ in range(c.blocks):
-                self.down.append(_Block(at, w, time, c.dropout))
-                at = w
-                kept.append(w)
-        self.middle = _Block(at, at, time, c.dropout)
-        for w in reversed(widths):
-            for _ in range(c.blocks):
-                self.up.append(_Block(at + kept.pop(), w, time, c.dropout))
-                at = w
-        self.norm = _Norm(at)
-        self.leave = nn.Conv2d(at, c.outputs, 3, padding=1)
+
+        def block(inputs: int, outputs: int) -> ResidualBlock:
+            return ResidualBlock(
+                inputs, outputs, time, c.dropout, norms=(_Norm, _Norm), convolution=_convolution
+            )
+
+        self.down, middle, self.up = levels_of(block, c.width, widths, c.blocks)
+        self.middle = middle
+        self.norm = _Norm(widths[0])
+        self.leave = _convolution(widths[0], c.outputs)
         for p in self.leave.parameters():
             nn.init.zeros_(p)
 

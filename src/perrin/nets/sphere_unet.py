@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from perrin.errors import PerrinError
 from perrin.nets.features import Waves
 from perrin.nets.sphere import pad_sphere
-from perrin.nets.unet import down_and_up
+from perrin.nets.unet import ResidualBlock, down_and_up, levels_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +56,12 @@ class _Convolution(nn.Module):
         return self.inner(pad_sphere(x, 1, 1))
 
 
-class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, time: int, dropout: float) -> None:
-        super().__init__()
-        self.norm_a = nn.GroupNorm(min(16, inputs // 4), inputs)
-        self.conv_a = _Convolution(inputs, outputs)
-        self.norm_b = nn.GroupNorm(min(16, outputs // 4), outputs, affine=False)
-        self.time = nn.Linear(time, 2 * outputs)
-        self.dropout = nn.Dropout(dropout)
-        self.conv_b = _Convolution(outputs, outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        nn.init.zeros_(self.conv_b.inner.weight)
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(16, channels // 4), channels)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        scale, shift = self.time(e)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_a(F.silu(self.norm_a(x)))
-        h = F.silu(self.norm_b(h) * (1 + scale) + shift)
-        return self.skip(x) + self.conv_b(self.dropout(h))
+
+def _plain_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(16, channels // 4), channels, affine=False)
 
 
 class SphereUNet(nn.Module):
@@ -103,20 +92,16 @@ class SphereUNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(c.width, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
         self.enter = nn.Conv2d(c.inputs, c.width, 3)
         widths = [c.width * min(2**k, 4) for k in range(c.levels)]
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        at, kept = c.width, [c.width]
-        for w in widths:
-            for _ in range(c.blocks):
-                self.down.append(_Block(at, w, time, c.dropout))
-                at = w
-                kept.append(w)
-        self.middle = _Block(at, at, time, c.dropout)
-        for w in reversed(widths):
-            for _ in range(c.blocks):
-                self.up.append(_Block(at + kept.pop(), w, time, c.dropout))
-                at = w
-        self.norm = nn.GroupNorm(16, at)
-        self.leave = _Convolution(at, c.outputs)
+
+        def block(inputs: int, outputs: int) -> ResidualBlock:
+            return ResidualBlock(
+                inputs, outputs, time, c.dropout, norms=(_norm, _plain_norm), convolution=_Convolution
+            )
+
+        self.down, middle, self.up = levels_of(block, c.width, widths, c.blocks)
+        self.middle = middle
+        self.norm = nn.GroupNorm(16, widths[0])
+        self.leave = _Convolution(widths[0], c.outputs)
         for p in self.leave.parameters():
             nn.init.zeros_(p)
 

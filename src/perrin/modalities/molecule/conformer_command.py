@@ -25,7 +25,7 @@ KCAL = 627.5094740631
 def conformers(a: Namespace) -> None:
     """Draw until every molecule has N conformers that nothing is wrong with, at most `--tries` times each."""
     from perrin.modalities.molecule.conformers import ConformerSampler, read_queries
-    from perrin.modalities.molecule.edit import ATTEMPT, EVALUATIONS
+    from perrin.modalities.molecule.edit import ATTEMPT, edit_options
     from perrin.modalities.molecule.model import load_model
     from perrin.run.partial import PartialStore
     from perrin.run.progress import progress
@@ -38,13 +38,12 @@ def conformers(a: Namespace) -> None:
         require("tblite", "GFN2-xTB")
     queries = read_queries(a.file)
     model = load_model(a.model or DEFAULT_MODEL, device=choose_device(a.device))
-    options = model.options(steps=a.steps, solver=a.solver)
+    options = edit_options(model, model.options(steps=a.steps, solver=a.solver), a.steps)
     if not model.config.network.parts:
         print(
             "perrin: note: the model was not trained with graphs given; conformers are slower and worse than they could be",
             file=sys.stderr,
         )
-        options = options if a.steps is not None else replace(options, steps=EVALUATIONS)
     sampler = ConformerSampler(model, queries, a.n)
     plan = sampler.plan(options)
     if a.dry_run:

@@ -65,7 +65,7 @@ ATTEMPT = 1 << 32
 
 
 def edit_options(model: MoleculeModel, options: SamplingOptions, steps: int | None) -> SamplingOptions:
-    """`options` with an edit's number of evaluations, where none was asked for."""
+    """`options` with the number of evaluations of an edit or a conformer, where none was asked for."""
     return options if steps or model.config.network.parts else replace(options, steps=EVALUATIONS)
 
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perrin.bundle import Bundle
+from perrin.bundle import Bundle, tuples
 from perrin.core import SOLVERS, CounterNoise, Dense, NetworkDenoiser, plan_steps, sample
 from perrin.core.grids import logit_normal
 from perrin.errors import PerrinError
@@ -141,10 +141,7 @@ class AtmosphereModel:
         """
         try:
             model, w = bundle.config["model"], bundle.weights()
-            words: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in model["network"].items()
-            }
-            config = AtmosphereConfig(**words)
+            config = AtmosphereConfig(**tuples(model["network"]))
             denoiser = build_denoiser(config)
             with torch.no_grad():
                 for k, p in denoiser.named_parameters():

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perrin.bundle import Bundle
+from perrin.bundle import Bundle, tuples
 from perrin.core import SOLVERS, CounterNoise, Dense, plan_steps, sample
 from perrin.core.grids import logit_normal
 from perrin.core.noise import splitmix64_tensor
@@ -160,10 +160,7 @@ class DownscaleModel:
         """
         try:
             model, w = bundle.config["model"], bundle.weights()
-            words: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in model["network"].items()
-            }
-            config = DownscaleConfig(**words)
+            config = DownscaleConfig(**tuples(model["network"]))
             mean, residual = (
                 LocalUNet(config.network(residual=False)),
                 ResidualNetwork(config.network(residual=True)),
