@@ -88,6 +88,16 @@ def cooled(optimizer: torch.optim.Optimizer, rate: float, done: float) -> None:
         group["lr"] = rate * min(1.0, 2 * (1 - done))
 
 
+def learn(student: nn.Module, target: nn.Module, optimizer: torch.optim.Optimizer, value: Tensor) -> None:
+    """One update of the student, and of the average that follows it."""
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    with torch.no_grad():
+        for a, b in zip(target.parameters(), student.parameters(), strict=True):
+            a.lerp_(b, 0.05)
+
+
 def consistency(updates: int) -> None:
     generator, began = torch.Generator().manual_seed(1), time.time()
     student, noise, n = network(), GeneratorNoise(generator), 32
@@ -100,12 +110,7 @@ def consistency(updates: int) -> None:
         index = torch.randint(1, n + 1, (BATCH,), generator=generator)
         x_0 = {"x": DATA.sample(BATCH, generator)}
         value = loss(student, target, x_0, index, noise, LAYOUTS).mean()
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for a, b in zip(target.parameters(), student.parameters(), strict=True):
-                a.lerp_(b, 0.05)
+        learn(student, target, optimizer, value)
         if (i + 1) % max(1, updates // 4) == 0:
             report(target, i + 1, began)
 
@@ -126,12 +131,7 @@ def by_paths(updates: int) -> None:
         row = torch.randint(0, count, (BATCH,), generator=generator)
         x_t, end = {"x": found[level, row]}, {"x": found[-1, row]}
         value = loss(student, x_t, levels[level], end, LAYOUTS).mean()
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for a, b in zip(target.parameters(), student.parameters(), strict=True):
-                a.lerp_(b, 0.05)
+        learn(student, target, optimizer, value)
         if (i + 1) % max(1, updates // 4) == 0:
             report(target, i + 1, began)
 
