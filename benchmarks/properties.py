@@ -215,11 +215,13 @@ def small(a: argparse.Namespace) -> dict[str, int]:
 
 
 def train_evaluator(a: argparse.Namespace) -> dict[str, Any]:
-    """On half A; goes on from --out."""
+    """On half A, or on `--part`, with `--noisy` as a guide of the generator `--from`; goes on from --out."""
     data = loaded(a)
     split = parts(len(data.sizes))
-    half = data.subset(split["A"])
+    half = data.subset(split[a.part or "A"])
     vocabulary = vocabulary_of(data)
+    if a.start != "none":  # a guide sees noise as its generator does
+        vocabulary = MoleculeConfig.from_json(read_bundle(found_bundle(a.start)).config["model"]).vocabulary
     ranges = measure(STANDARD, UNITS, half.values)
     config = PredictorConfig(vocabulary=vocabulary, ranges=ranges, noisy=a.noisy, **small(a))
     torch.manual_seed(a.seed)
@@ -239,7 +241,7 @@ def train_evaluator(a: argparse.Namespace) -> dict[str, Any]:
     }
     write_bundle(
         a.out, modality="molecule", model=config.to_json(), weights=dict(model.named_parameters()),
-        card="# Evaluator\n\nProperties of QM9 molecules from elements and positions, trained on EDM's half A.\n",
+        card=f"# Property network\n\nProperties of QM9 molecules from elements and positions, trained on {a.part or 'A'}.\n",
         training={"options": options.to_json(), "last": last, "mean absolute errors": result},
     )  # fmt: skip
     for name, errors in result.items():
@@ -250,7 +252,7 @@ def train_evaluator(a: argparse.Namespace) -> dict[str, Any]:
 def train_generator(a: argparse.Namespace) -> dict[str, Any]:
     """On half B, or on `--part train` for a bundle to ship; goes on from --out."""
     data = loaded(a)
-    half = data.subset(parts(len(data.sizes))[a.part])
+    half = data.subset(parts(len(data.sizes))[a.part or "B"])
     base = None if a.start == "none" else read_bundle(found_bundle(a.start))
     old = MoleculeConfig.from_json(base.config["model"]) if base else None
     if old is None:
@@ -283,8 +285,8 @@ def train_generator(a: argparse.Namespace) -> dict[str, Any]:
     weights = dict(denoiser.named_parameters()) | ({TABLE: table.pack()} if table else {})
     write_bundle(
         a.out, modality="molecule", model=config.to_json(), weights=weights, sampling=sampling,
-        card=f"# Molecules with properties and parts\n\nTrained on {a.part}, from {a.start}.\n",
-        training={"options": options.to_json(), "last": last, "part": a.part, "from": a.start},
+        card=f"# Molecules with properties and parts\n\nTrained on {a.part or 'B'}, from {a.start}.\n",
+        training={"options": options.to_json(), "last": last, "part": a.part or "B", "from": a.start},
     )  # fmt: skip
     print("trained", json.dumps(last))
     return dict(last)
@@ -607,9 +609,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--jitter", type=float, default=0.0, help="of positions in the evaluator's training, Å"
     )
     parser.add_argument(
-        "--from", dest="start", default="none", help="a bundle for the generator to start from"
-    )
-    parser.add_argument("--part", default="B", help="the generator's: B (the protocol), or train (to ship)")
+        "--from", dest="start", default="none",
+        help="a bundle for the generator to start from, or whose generator an evaluator is to guide",
+    )  # fmt: skip
+    parser.add_argument(
+        "--part", choices=("A", "B", "train"),
+        help="to train on: train, to ship, in place of the protocol's A for an evaluator and B for a generator",
+    )  # fmt: skip
     parser.add_argument("--no-parts", action="store_true")
     parser.add_argument(
         "--exponent", type=float, default=1.5, help="of types and bonds, of a generator from none"

@@ -198,12 +198,13 @@ class PredictorLoss:
 
     Arguments:
         clean: share of clean molecules in the batches of a noisy network.
+        time_mean, time_std: of the times of the others, as in `LossConfig`; later than there, when candidates are chosen.
         jitter: standard deviation of noise on the positions of clean molecules, Å: geometries of a generator are not minima.
     """
 
-    clean: float = 0.5
-    time_mean: float = -1.3
-    time_std: float = 1.3
+    clean: float = 0.4
+    time_mean: float = -0.6
+    time_std: float = 1.6
     jitter: float = 0.0
 
 

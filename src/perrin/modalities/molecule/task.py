@@ -31,6 +31,8 @@ class LossConfig:
             (`EDMHead`), categories by plain cross entropy.
         time_mean, time_std: times are drawn so that `ln(σ/α)` of the positions is normal with these. The default covers the
             times between which types and bonds are decided (0.2 to 0.5) and those at which bond lengths are (below).
+        broad: share of the molecules whose times are uniform in place of that: at the late times of large noise, where
+            what a molecule is made of is decided, and with it whether a wish is met.
         self_condition: fraction of steps in which a network with self-conditioning sees its own estimate, made at
             the same state and time (Chen et al. 2022, arXiv:2208.04202).
         t_min: the smallest time trained on.
@@ -45,6 +47,7 @@ class LossConfig:
     time_std: float = 1.3
     self_condition: float = 0.5
     t_min: float = 1e-3
+    broad: float = 0.0
     intervals: IntervalLaw = field(default_factory=IntervalLaw)
     parts: PartsLaw = field(default_factory=PartsLaw)
 
@@ -74,10 +77,12 @@ class MoleculeTask:
         self.denoiser = denoiser
         self.loss_config = loss or LossConfig()
         network = config.network
-        idle = {k for k, used in (("intervals", network.conditions), ("parts", network.parts)) if not used}
+        loss = self.loss_config
+        named = (("intervals", network.conditions), ("parts", network.parts), ("broad", loss.broad))
+        idle = {k for k, used in named if not used}
         self.config = {
             "model": config.to_json(),
-            "loss": {k: v for k, v in asdict(self.loss_config).items() if k not in idle},
+            "loss": {k: v for k, v in asdict(loss).items() if k not in idle},
             "molecules": sum(map(len, buckets)),
             "data": _fingerprint(buckets),
         }
@@ -110,14 +115,18 @@ class MoleculeTask:
         number, index = self.plan(step)
         x_0, mask = self.buckets[number].take(index.to(generator.device, non_blocking=True))
         noise, layouts = GeneratorNoise(generator), layouts_for(mask)
+        u = stratified(torch.rand(len(index), generator=generator, device=generator.device))
         t = sample_times_edm(
-            stratified(torch.rand(len(index), generator=generator, device=generator.device)),
+            u,
             self.denoiser.process.fields[POSITIONS].schedule,
             mean=c.time_mean,
             std=c.time_std,
             low=c.t_min,
             high=0.999,
         )
+        if c.broad:
+            late = torch.rand(len(index), generator=generator, device=generator.device) < c.broad
+            t = torch.where(late, u.clamp(c.t_min, 0.999), t)
         x_t = self.denoiser.process.corrupt_state(x_0, t, noise, layouts)
         chance = c.self_condition if self.self_conditioned else 0.0
         own = (step * _GOLDEN) % 1.0 < chance  # evenly spread, the same on every rank
