@@ -370,7 +370,11 @@ def score(a: argparse.Namespace) -> dict[str, Any]:
         model.precision = "bf16-mixed"
         if a.compile:
             model.denoiser.network.trunk.compile_blocks()  # type: ignore[union-attr, operator]
-    options = model.options(steps=a.steps, guidance_scale=a.guidance_scale, temperature=a.temperature)
+    options = model.options(
+        steps=a.steps, guidance_scale=a.guidance_scale, temperature=a.temperature, candidates=a.candidates
+    )
+    if a.guide:
+        model.guide = Predictor.from_bundle(read_bundle(found_bundle(a.guide)), device=a.device)
     if evaluator.config.vocabulary.elements != vocabulary.elements:
         raise SystemExit("expected an evaluator and a generator of the same elements")
     if tuple(r.name for r in ranges) != STANDARD:
@@ -626,6 +630,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--properties", default=",".join(STANDARD))
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     parser.add_argument("--temperature", type=float)
+    parser.add_argument("--candidates", type=int, help="of each molecule, chosen among by --guide")
+    parser.add_argument(
+        "--guide",
+        help="a property network of train-evaluator --noisy, that has not seen the evaluator's data",
+    )
     parser.add_argument("--bands", type=int, default=2000, help="samples of each kind of interval")
     parser.add_argument("--together", type=int, default=2000, help="samples with six wishes")
     parser.add_argument("--keep", type=int, default=500, help="samples to keep for xtb")

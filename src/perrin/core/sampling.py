@@ -5,7 +5,7 @@ There is no host synchronisation in the loop: coefficients are Python floats, ti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,9 +61,51 @@ def sample(
     denoiser = accelerated(denoiser, mode)
     composite = process if isinstance(process, Composite) else Composite(fields={"x": process})
     x = composite.prior_state(noise, layouts, time=plan.start, start=start)
+    rows = range(len(plan.stages))
+    return advance(
+        denoiser,
+        composite,
+        plan,
+        rows,
+        x,
+        [],
+        layouts,
+        noise,
+        condition=condition,
+        constraint=constraint,
+        self_condition=self_condition,
+        progress=progress,
+    )[0]
+
+
+@torch.no_grad()
+def advance(
+    denoiser: Denoiser,
+    composite: Composite,
+    plan: Plan,
+    rows: range,
+    x: State,
+    history: Sequence[State],
+    layouts: Layouts,
+    noise: Noise,
+    *,
+    condition: Any = None,
+    constraint: Constraint | None = None,
+    self_condition: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[State, list[State]]:
+    """Some rows of a plan, as `sample` runs them: all at once or in pieces, the numbers are the same.
+
+    Arguments:
+        rows: which; the first must not start from an anchor that lies before it.
+        x, history: the state before them, and the estimates of the rows before, newest first.
+
+    Returns:
+        The state and the estimates after them.
+    """
     first = next(iter(x.values()))
     dtype = next((v.dtype for v in x.values() if v.is_floating_point()), torch.float32)
-    evaluations = [s.time for s in plan.stages if s.time is not None]
+    evaluations = [s.time for s in plan.stages[rows.start : rows.stop] if s.time is not None]
     times = torch.tensor(evaluations, dtype=dtype).to(first.device, non_blocking=True)
     clock = iter(times.unsqueeze(1).expand(-1, _batch(layouts)).unbind(0))
     fields = [
@@ -73,10 +115,11 @@ def sample(
     ]
     depth = plan.history
 
-    history: list[State] = []
-    estimates: dict[str, list[Tensor]] = {name: [] for name, *_ in fields}
+    history = list(history)
+    estimates: dict[str, list[Tensor]] = {name: [h[name] for h in history] for name, *_ in fields}
     anchor = x
-    for k, stage in enumerate(plan.stages):
+    for k in rows:
+        stage = plan.stages[k]
         if stage.store:
             anchor = x
         if stage.time is not None:
@@ -86,8 +129,8 @@ def sample(
             estimates = {name: [h[name] for h in history] for name in estimates}
         base = anchor if stage.anchored else x
         moved: State = {}
-        for name, field, layout, rows in fields:
-            row = rows[k]
+        for name, field, layout, moves in fields:
+            row = moves[k]
             if row is not None:
                 moved[name] = field.step(
                     base[name], estimates[name], row, noise, layout, name=name, step=PRIOR_STEP + 1 + k
@@ -97,7 +140,7 @@ def sample(
             x = constraint(x, stage.stop)
         if progress is not None:
             progress(k + 1)
-    return x
+    return x, history
 
 
 def _batch(layouts: Layouts) -> int:

@@ -3,7 +3,8 @@
 - A **guide** maps a denoiser to a denoiser: `contrast` (classifier-free, auto-guidance), `posterior` (DPS, ΠGDM, MMPS,
   DiffPIR over the measurement `operators`), `gradients` (energies, regressors). Guides nest.
 - A **constraint** acts on the state after a row: `constraints` (inpainting, fixed rows; `Given`, on the estimate).
-- **Steering** resamples particles inside groups: `steering`, with weights, ancestors and log-evidence.
+- **Steering** resamples particles inside groups: `steering`, with weights, ancestors and log-evidence; `winnowing`, with
+  fewer and fewer particles.
 """
 
 from perrin.core.guides.constraints import Fixed, Given, Inpaint, Shown, together
@@ -22,6 +23,7 @@ from perrin.core.guides.operators import (
 )
 from perrin.core.guides.posterior import DPS, MMPS, DiffPIR, Measurement, PiGDM, Posterior, conjugate_gradient
 from perrin.core.guides.steering import Steered, steer, systematic
+from perrin.core.guides.winnowing import Places, evaluations, winnow
 
 __all__ = [
     "DPS",
@@ -43,6 +45,7 @@ __all__ = [
     "Nonlinear",
     "Operator",
     "PiGDM",
+    "Places",
     "Posterior",
     "RegressorGuide",
     "Shown",
@@ -50,7 +53,9 @@ __all__ = [
     "assert_adjoint",
     "classifier_free",
     "conjugate_gradient",
+    "evaluations",
     "steer",
     "systematic",
     "together",
+    "winnow",
 ]

@@ -78,21 +78,22 @@ class _Shifted(Noise):
         return self.noise.uniform(layout, features, field=field, step=step + self.by)
 
 
-def systematic(log_weights: Tensor, u: Tensor) -> Tensor:
+def systematic(log_weights: Tensor, u: Tensor, places: int | None = None) -> Tensor:
     """Systematic resampling (Carpenter et al. 1999): particle k is taken `⌊P w_k⌋` or `⌈P w_k⌉` times.
 
     Arguments:
-        log_weights: `[G, P]`, need not be normalised.
+        log_weights: `[G, P']`, need not be normalised.
         u: uniform numbers, `[G]`.
+        places: P; as many as there are particles unless given.
 
     Returns:
         The number of the particle that each place continues, rising, `[G, P]`, int64.
     """
     weights = torch.softmax(log_weights.double(), dim=1)
     edges = weights.cumsum(dim=1)
-    p = weights.shape[1]
+    p = places or weights.shape[1]
     points = (torch.arange(p, device=u.device, dtype=torch.float64) + u.double()[:, None]) / p
-    return torch.searchsorted(edges / edges[:, -1:], points, right=True).clamp(max=p - 1)
+    return torch.searchsorted(edges / edges[:, -1:], points, right=True).clamp(max=weights.shape[1] - 1)
 
 
 def effective_size(log_weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ agree to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,17 +37,26 @@ from perrin.core import (
 )
 from perrin.core.denoiser import Denoiser
 from perrin.core.grids import logit_normal, logit_normal_share, power
-from perrin.core.guides import classifier_free
+from perrin.core.guides import Places, classifier_free, evaluations, winnow
 from perrin.core.replay import Mode
 from perrin.errors import PerrinError, check_count
-from perrin.modalities.molecule.fields import decode, layouts_for
+from perrin.modalities.molecule.fields import POSITIONS, decode, layouts_for
+from perrin.modalities.molecule.metrics.tensors import sound
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
+from perrin.modalities.molecule.predictor import Predictor
 from perrin.modalities.molecule.properties import TABLE, Table
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.wants import Wish, intervals, parse_wishes, unconditional
 from perrin.run.pool import one_thread
 
 _QUANTUM, _LEAST = 2, 4
+CUTS = ((0.15, 1), (0.08, 2), (0.0, 4))
+"""Until which time there are all candidates of a molecule, half of them, a quarter. Properties are decided late: their
+network errs by 0.85 of what it does without a look at t = 0.3, by half at 0.2, by a sixth at 0.1; types and bonds are
+settled at 0.15."""
+MOST = 256
+"""Candidates."""
+_BROKEN = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,9 @@ class SamplingOptions:
         want: wishes for a network with conditions: property, lowest and highest value in its own unit (`None` for an open
             end).
         guidance_scale: of classifier-free guidance by the wishes; 1 is off, above 1 exaggerates them.
+        candidates: of each molecule with wishes; 1 is off. A property network says on the way which are to go on
+            (`perrin.core.guides.winnow`).
+        guide: the bundle of that network.
     """
 
     steps: int = 50
@@ -83,11 +95,15 @@ class SamplingOptions:
     self_condition: bool = True
     want: tuple[tuple[str, float | None, float | None], ...] = ()
     guidance_scale: float = 1.0
+    candidates: int = 1
+    guide: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "want", tuple((n, a, b) for n, a, b in self.want))  # JSON has lists
         if not 0 <= self.guidance_scale < math.inf:
             raise PerrinError(f"expected a guidance scale of at least 0, given {self.guidance_scale}")
+        if not 1 <= self.candidates <= MOST:
+            raise PerrinError(f"expected 1 to {MOST} candidates, given {self.candidates}")
         if self.steps < 1:
             raise PerrinError(f"expected at least 1 step, given {self.steps}")
         if self.solver not in SOLVERS:
@@ -112,6 +128,15 @@ class SamplingOptions:
         except PlanError as error:
             raise PerrinError(str(error)) from error
 
+    @property
+    def cuts(self) -> list[tuple[float, int]]:
+        """Until which time there are how many candidates."""
+        return [(t, max(2, self.candidates // part)) for t, part in CUTS]
+
+    def evaluations(self, plan: Plan) -> int:
+        """Network evaluations for each molecule."""
+        return evaluations(plan, self.cuts) if self.candidates > 1 else plan.nfe
+
     def share(self, t: float) -> float:
         """The share of the steps from `t = 1` that lie below `t`."""
         if self.grid == "logit-normal":
@@ -120,7 +145,8 @@ class SamplingOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. What came later is left out while it says nothing, so that older readers know all names."""
-        idle = [k for k, off in (("want", ()), ("guidance_scale", 1.0)) if getattr(self, k) == off]
+        off = {"want": (), "guidance_scale": 1.0, "candidates": 1, "guide": ""}
+        idle = [k for k, value in off.items() if getattr(self, k) == value]
         return {k: v for k, v in asdict(self).items() if k not in idle}
 
 
@@ -167,6 +193,7 @@ class MoleculeModel:
         precision: `32-true`, or `bf16-mixed` for matrix products in bfloat16 (coordinates stay in float32).
         mode: how the network is run: `eager`, `compile` or `graph`; see `perrin.core.replay`.
         table: molecules that sizes are drawn from, given wishes.
+        guide: a property network that chooses among candidates, if `SamplingOptions` ask for some.
     """
 
     def __init__(
@@ -180,10 +207,11 @@ class MoleculeModel:
         precision: str = "32-true",
         mode: Mode = "eager",
         table: Table | None = None,
+        guide: Predictor | None = None,
     ) -> None:
         self.denoiser, self.config, self.sampling = denoiser, config, sampling
         self.name, self.sha256 = name, sha256
-        self.precision, self.mode, self.table = precision, mode, table
+        self.precision, self.mode, self.table, self.guide = precision, mode, table, guide
         self._conditions: dict[Any, Any] = {}  # kept, because a CUDA graph knows them by identity
         self._guides: dict[float, Denoiser] = {}
 
@@ -331,25 +359,81 @@ class MoleculeModel:
         """
         count = len(unit.indices)
         rows = filled(count)
+        told = bool(options.want) or wishes is not None
+        if wishes is not None:
+            wishes = wishes[rows].to(self.device)
+        several = told and options.candidates > 1
         seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
         mask = Padded.from_sizes(torch.tensor(unit.atoms)[rows], unit.width).mask.to(self.device)
+
+        def places(size: int) -> Places:
+            """So many candidates of each molecule; the first has the molecule's own seed."""
+            each = mask.repeat_interleave(size, 0)
+            if wishes is None:
+                condition = self.condition(options.want, len(each))
+            else:
+                condition = {"intervals": wishes.repeat_interleave(size, 0)}
+            return Places(
+                layouts=layouts_for(each),
+                noise=CounterNoise((seeds[:, None] + torch.arange(size, device=self.device)).reshape(-1)),
+                condition=condition,
+                potential=self._potential(condition["intervals"], each) if several else _indifferent,
+            )
+
         plan = options.plan(self.denoiser)
         half = self.precision == "bf16-mixed"
+        denoiser = self.guided(options.guidance_scale if told else 1.0)
+        look = options.self_condition and self.config.network.self_condition
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            told = options.want or wishes is not None
-            state: State = sample(
-                self.guided(options.guidance_scale if told else 1.0),
-                self.denoiser.process,
-                plan,
-                layouts_for(mask),
-                CounterNoise(seeds),
-                condition=self.condition(options.want, len(rows))
-                if wishes is None
-                else {"intervals": wishes[rows].to(self.device)},
-                self_condition=options.self_condition and self.config.network.self_condition,
-                mode=self.mode,
-            )
+            if several:
+                state: State = winnow(
+                    denoiser,
+                    self.denoiser.process,
+                    plan,
+                    places,
+                    cuts=options.cuts,
+                    self_condition=look,
+                    mode=self.mode,
+                )
+            else:
+                one = places(1)
+                state = sample(
+                    denoiser,
+                    self.denoiser.process,
+                    plan,
+                    one.layouts,
+                    one.noise,
+                    condition=one.condition,
+                    self_condition=look,
+                    mode=self.mode,
+                )
         return {k: v[:count] for k, v in state.items()}, mask[:count]
+
+    def _potential(self, wanted: Tensor, mask: Tensor) -> Callable[[State, Tensor], Tensor]:
+        """`log p(wishes | x_t)` by the property network, for intervals in the model's standard units; at the end, what is
+        not sound is left out if anything else is there.
+
+        Raises:
+            PerrinError: there is none, or it does not know what is wished for.
+        """
+        guide = check_guide(self.guide, self.config)
+        names = [r.name for r in guide.config.ranges]
+        theirs = torch.full((len(wanted), len(names), 2), math.inf, device=wanted.device)
+        theirs[..., 0] = -math.inf
+        for k, own in enumerate(self.config.ranges):
+            if own.name in names:
+                r = guide.config.ranges[names.index(own.name)]
+                theirs[:, names.index(own.name)] = (wanted[:, k] * own.std + (own.mean - r.mean)) / r.std
+        value = guide.log_density(theirs, mask)
+        scale = self.config.vocabulary.position_scale / guide.config.vocabulary.position_scale
+
+        def potential(x: State, t: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                likely = value({**x, POSITIONS: x[POSITIONS].float() * scale}, t)
+            broken = (t == 0) & ~sound(x, mask, self.config.vocabulary)
+            return torch.where(broken, likely - _BROKEN, likely)
+
+        return potential
 
     def sample(
         self,
@@ -391,6 +475,40 @@ class MoleculeModel:
             with one_thread() if self.device.type == "cpu" else nullcontext():
                 molecules = self.run_unit(unit, seed, options)
             yield unit, molecules
+
+
+def check_guide(guide: Predictor | None, config: MoleculeConfig, wishes: Sequence[str] = ()) -> Predictor:
+    """The property network of a model, if it can choose among its candidates.
+
+    Arguments:
+        wishes: names of the properties that it must know.
+
+    Raises:
+        PerrinError: there is none, it knows no noise, other elements, or not all of them.
+    """
+    if guide is None:
+        raise PerrinError(
+            "expected a property network to choose among candidates, given none: name one by --guide, or leave out "
+            "--candidates"
+        )
+    if not guide.config.noisy:
+        raise PerrinError(
+            "expected a property network trained on noised molecules for --guide, given another one"
+        )
+    if guide.config.vocabulary.elements != config.vocabulary.elements:
+        raise PerrinError(
+            "expected a property network of the model's elements for --guide, given one of others"
+        )
+    if lost := [name for name in wishes if name not in {r.name for r in guide.config.ranges}]:
+        raise PerrinError(
+            f"expected a property network that knows {', '.join(lost)}, given one that knows "
+            f"{', '.join(r.name for r in guide.config.ranges)}: leave out --candidates or name another --guide"
+        )
+    return guide
+
+
+def _indifferent(x: State, t: Tensor) -> Tensor:
+    return torch.zeros_like(t)
 
 
 def wanted(wishes: Sequence[Wish]) -> tuple[tuple[str, float | None, float | None], ...]:
