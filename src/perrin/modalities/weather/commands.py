@@ -96,7 +96,7 @@ def coarse(a: Namespace) -> None:
     dims = ("time", "latitude", "longitude")
     dataset = xr.Dataset(
         {n: (dims, values[:, i], words) for i, (n, words) in enumerate(found.attributes.items())},
-        {"time": found.times} | {k: (e[1:] + e[:-1]) / 2 for k, e in edges.items()},
+        fields.time_coordinates() | {k: (e[1:] + e[:-1]) / 2 for k, e in edges.items()},
     )
     for k, e in edges.items():  # of these cells, not half-way to what may lie beyond
         dataset[f"{k}_bounds"] = ((k, "bound"), np.stack([e[:-1], e[1:]], 1))

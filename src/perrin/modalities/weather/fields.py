@@ -146,6 +146,16 @@ class Fields:
         """Valid times of a file without forecast periods, cftime objects."""
         return _times(self.dataset, "time", self.label)
 
+    def time_coordinates(self) -> dict[str, Any]:
+        """`times` and, where the file has them, their bounds, for a dataset of the same times."""
+        bounds = self.dataset.get(str(self.dataset["time"].attrs.get("bounds", "")))
+        if bounds is None or bounds.dims[:1] != ("time",) or bounds.ndim != 2:
+            return {"time": self.times}
+        return {
+            "time": ("time", self.times, {"bounds": "time_bounds"}),
+            "time_bounds": (("time", "bound"), bounds.values),
+        }
+
     @cached_property
     def references(self) -> list[Any]:
         """Initial times; the valid times where the file has no forecast period."""

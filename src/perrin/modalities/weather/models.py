@@ -15,6 +15,7 @@ import torch
 from perrin.bundle import Bundle, read_bundle, write_bundle
 from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities import find_bundle
+from perrin.modalities.weather.amounts import intervals
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
 from perrin.modalities.weather.downscale_model import (
@@ -303,7 +304,8 @@ def train_downscale(a: Namespace) -> None:
     spans = [*a.hold_out, *([a.calibrate] if a.calibrate else [])]
     held = parse_spans(spans, "--hold-out")
     names = a.variables.split(",") if a.variables else []
-    record_ = downscale_train.read_record(open_fields(a.data), a.factor, names)
+    data = open_fields(a.data)
+    record_ = downscale_train.read_record(data, a.factor, names)
     config = DownscaleConfig(
         fields=tuple(record_.attributes),
         factor=a.factor,
@@ -338,6 +340,9 @@ def train_downscale(a: Namespace) -> None:
     model, losses = downscale_train.train_downscale(
         record_, config, used, options, out, patch=a.patch or 64, accelerator="cuda" if gpu else "cpu"
     )
+    if config.amounts:
+        span = intervals(data, config.fields[0])
+        model.interval = None if span is None else sum(span) / 2
     found: dict[str, Any] = dict(losses)
     if a.calibrate:
         few = np.flatnonzero(chosen)[:: max(1, int(chosen.sum()) // 12)]
