@@ -370,6 +370,7 @@ REFUSED = {
     "downscale model none.nc -o a.nc": "given none.nc, which does not exist",
     "downscale model two.nc -o a.txt": "ends in .nc",
     "downscale model two.nc -o a.nc --tile 0": "expected --tile of at least 1",
+    "downscale model two.nc -o a.nc --factor 100": "expected --factor 4, that of model, given 100: leave it out, or train",
     "downscale model fine.nc -o a.nc": "expected coarse cells made of the model's cells of 11.25 degrees",
     "downscale model two.nc -o a.nc --times 2001-01/2001-02": "expected --times within 2002-11",
     "downscale model two.nc -o a.nc --times 2001": "expected --times such as",

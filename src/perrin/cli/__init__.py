@@ -176,6 +176,7 @@ def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
         raise PerrinError(refusal(verb, given))
     parser = _parser(verb)
     found.add_arguments(verb, parser)
+    _check(parser, rest, given)
     parsed = parser.parse_args(rest)
     parsed.argv = [word for word in argv if word != "--overwrite"]  # what a record repeats
     check_counts(**{name: getattr(parsed, name, None) for name in ("n", "batch", "workers", "members")})
@@ -205,6 +206,13 @@ def execute(argv: Sequence[str]) -> None:
         from perrin.run.record import record, write_record
 
         write_record(record_path(outputs[0]), record(argv[0], parsed))
+
+
+def _check(parser: ArgumentParser, words: list[str], given: str = "") -> None:
+    """Say whose an option is that the parser does not know."""
+    from perrin.cli.options import check_options
+
+    check_options(parser, words, [*_TARGETS, *(v for v in _WRITERS if v not in _TARGETS)], _parser, given)
 
 
 def _joined(words: list[str]) -> list[str]:
@@ -401,6 +409,7 @@ def _modality(verb: str, rest: list[str]) -> tuple[Modality, str]:
     parser.conflict_handler = "resolve"
     for each in modalities().values():
         each.add_arguments(verb, parser)
+    _check(parser, rest)
     parsed = parser.parse_args(rest)
     if verb in _TARGETS:
         return modality_of(parsed.target), parsed.target

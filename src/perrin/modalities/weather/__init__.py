@@ -98,6 +98,12 @@ class WeatherModality(Modality):
                 help="which of the file's, such as 2020-10-31T07:00/2020-10-31T08:00 (default: all)",
             )
             group.add_argument(
+                "--factor",
+                type=int,
+                metavar="F",
+                help="cells each way in one: the model's own; another takes a model of its own",
+            )
+            group.add_argument(
                 "--tile",
                 type=int,
                 default=256,

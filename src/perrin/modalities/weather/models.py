@@ -202,6 +202,11 @@ def downscale(a: Namespace) -> None:
     check_counts(tile=a.tile)
     model = load(read_bundle(find_bundle(a.target)), device=choose_device(a.device))
     assert isinstance(model, DownscaleModel)  # `WeatherModality.works`
+    if a.factor not in (None, model.config.factor):
+        raise PerrinError(
+            f"expected --factor {model.config.factor}, that of {a.target}, given {a.factor}: leave it out, or train a "
+            f"model for yours (perrin train weather/downscale --factor {a.factor})"
+        )
     fields = open_fields(a.file)
     parts = find_parts(fields, model)
     leads = fields.leads
