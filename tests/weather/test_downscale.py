@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
+from statistics import NormalDist
 
 import cftime
 import numpy as np
@@ -33,6 +34,7 @@ from perrin.modalities.weather.downscaling import (
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.grid import cell_areas, coarsen
 from perrin.modalities.weather.radar import albers_inverse, read_radar
+from perrin.modalities.weather.showers import gaussian_fields, showers
 from perrin.nets.local_unet import LocalUNet, LocalUNetConfig, by_tiles
 
 
@@ -407,6 +409,45 @@ def test_refusals_are_one_line(
     assert REFUSED[command] in line
     assert "\n" not in line
     assert not Path("a.nc").exists()
+
+
+def test_made_up_showers_are_the_random_field_that_they_say() -> None:
+    """Variance, spectrum, wind and renewal in closed form; the share of wet cells; the mean amount, of a lognormal tail."""
+    g = gaussian_fields(40, 128, beta=2.5, rho=0.9, wind=(2, 5), seed=1)
+    other = gaussian_fields(40, 128, beta=2.5, rho=0.0, seed=2)
+    assert float((other**2).mean()) == pytest.approx(1, abs=0.05)
+    k = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128)[None])
+    power = (np.abs(np.fft.fft2(other)) ** 2).mean(0)
+    inside = (k > 0.02) & (k < 0.4)
+    slope = np.polyfit(np.log(k[inside]), np.log(power[inside]), 1)[0]
+    assert slope == pytest.approx(-2.5, abs=0.03)
+    after = np.roll(g[:-1], (2, 5), (1, 2))
+    small = [np.fft.fft2(x)[..., inside] for x in (after, g[1:])]
+    kept = (small[0] * small[1].conj()).sum().real / (np.abs(small[0]) ** 2).sum()
+    assert kept == pytest.approx(0.9, abs=0.02)
+    x = showers(60, 64, wet=0.3, amount=0.1, growth=1.0, seed=3).precipitation.values
+    q = NormalDist().inv_cdf(0.7)
+    tail = math.exp(0.5 - q) * (1 - NormalDist().cdf(q - 1)) - 0.3
+    assert float((x > 0).mean()) == pytest.approx(0.3, abs=0.12)  # a part of a torus with long waves
+    assert float(x.mean()) == pytest.approx(0.1 * tail, rel=0.5)
+    assert np.array_equal(showers().precipitation, showers().precipitation)
+
+
+def test_the_page_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any data; coarse means are kept."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "weather" / "downscale.md").read_text()
+    block = next(b for b in page.split("```") if "weather/rain --sample" in b)
+    for line in block.splitlines()[1:]:
+        assert main(line.split()[1:]) == 0
+    fine, coarse, rain = (open_fields(f"{n}.nc") for n in ("fine", "coarse", "rain"))
+    x = torch.from_numpy(fine.forecast("precipitation", 1, 0))
+    assert x.shape == (5, 64, 64)
+    mean = block_mean(x, torch.from_numpy(fine.area), 4, whole=True).numpy()
+    expected = coarse.read("precipitation", time=1)
+    np.testing.assert_allclose(mean, np.broadcast_to(expected, mean.shape), rtol=1e-5)
+    assert complaints(Path("rain.nc")) == complaints(Path("coarse.nc")) == []
+    assert 0.1 < float((rain.read("precipitation") > 0).mean()) < 0.6
 
 
 def test_albers_keeps_areas() -> None:

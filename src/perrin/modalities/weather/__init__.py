@@ -55,7 +55,7 @@ class WeatherModality(Modality):
             group.add_argument(
                 "--sample",
                 action="store_true",
-                help="speedy: the truth of the sample that ships, simulate nothing",
+                help="speedy: the truth of the sample that ships, simulate nothing; rain: made-up showers to try with",
             )
             group.add_argument("--days", type=int, default=3650, help="speedy: to write (default 3650)")
             group.add_argument(

@@ -106,12 +106,24 @@ def coarse(a: Namespace) -> None:
 
 
 def rain(a: Namespace) -> None:
-    """`perrin data weather/rain --file RADAR.zip -o OUT.nc`: accumulations of a radar by latitude and longitude."""
+    """`perrin data weather/rain --file RADAR.zip -o OUT.nc`: accumulations of a radar by latitude and longitude; or made-up
+    ones."""
     from perrin.modalities.weather.files import write_fields
     from perrin.modalities.weather.radar import read_radar
+    from perrin.modalities.weather.showers import showers
 
+    if a.sample:
+        found = showers()
+        write_fields(
+            a.out, found, {"title": "made-up showers", "source": "perrin, a random field; no weather"}
+        )
+        print(f"{counted(found.sizes['time'], 'times')} of made-up showers in {a.out}")
+        return
     if not a.file:
-        raise PerrinError("expected --file with a zip or a folder of radar files, given none")
+        raise PerrinError(
+            "expected --file with a zip or a folder of radar files, given none: name one, or try with made-up showers by "
+            "--sample"
+        )
     found = read_radar(a.file, cell=0.01 if a.cell is None else a.cell, station=a.station)
     write_fields(a.out, found, {"title": "rain by radar", "source": Path(a.file).name})
     print(f"{counted(found.sizes['time'], 'times')} in {a.out}")
