@@ -189,6 +189,8 @@ WRONG = {
     "data molecule/qm9 -o out.sdf": "works with (particle, weather), given molecule/qm9",
     "rank fields.nc": "works with (.sdf,",
     "verify good.sdf good.sdf": "works with (.nc,",
+    "view old.nc": "given old.nc: say 'perrin verify old.nc TRUTH --html page.html'",
+    "evaluate old.nc": "given old.nc: say 'perrin verify old.nc TRUTH'",
     "evaluate fields.h5 --fcd": "given --fcd, which 'perrin evaluate' (molecule) takes: leave it out",
     # an option of another verb or modality: whose it is
     "sample weather/sst --want gap -n 3 -o a.sdf": "which is for perrin forecast and assimilate",

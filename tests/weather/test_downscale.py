@@ -35,7 +35,7 @@ from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.grid import cell_areas, coarsen
 from perrin.modalities.weather.radar import albers_inverse, read_radar
 from perrin.modalities.weather.showers import gaussian_fields, showers
-from perrin.nets.local_unet import LocalUNet, LocalUNetConfig, by_tiles
+from perrin.nets.local_unet import LocalUNet, LocalUNetConfig, by_tiles, tiled_work
 
 
 def shaken(config: LocalUNetConfig) -> LocalUNet:
@@ -366,6 +366,35 @@ def test_bundles_are_read_as_written(made: Path) -> None:
     np.testing.assert_allclose(model.place.climatology[0].numpy(), np.mean(january, axis=0), atol=1e-3)
 
 
+def test_what_is_left_out_or_slow_is_said(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 × 32 cells by 5; tiles of 4, each looked at with 48 around it."""
+    words = ["--file", str(made / "fine.nc"), "--factor", "5", "-o", str(tmp_path / "five.nc")]
+    assert main(["data", "weather/coarse", *words]) == 0
+    said = capsys.readouterr()
+    assert said.err == (
+        "perrin: warning: 1 row and 2 columns at the ends left out, which make up no whole cells of 5 x 5\n"
+    )
+    assert "36 times, 3 x 6 cells" in said.out
+    assert downscale(made, "two.nc", tmp_path / "a.nc", "--members", "1", "--tile", "4") == 0
+    halo = LocalUNetConfig(inputs=1, outputs=1, width=4).halo
+    times = round(16 / 4 * (4 + 2 * halo) / 4)  # every row is seen by each of 4 rows of tiles
+    line = f"tiles of 4 cells are looked at with a margin of {halo} on every side: {times} times the work"
+    assert line in capsys.readouterr().err
+    assert downscale(made, "two.nc", tmp_path / "b.nc", "--members", "1", "--tile", "64") == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "circle", "expected"), [(128, False, 1), (32, False, 4), (16, True, 44)])
+def test_the_work_of_tiles(size: int, circle: bool, expected: float) -> None:
+    """On 64 × 64 cells with a margin of 40: a tile of 32 sees all of them, one of 16 by 96 around a circle."""
+    rows = {128: 64, 32: 2 * 64, 16: 56 + 64 + 64 + 56}[size]
+    columns = 4 * 96 if circle else rows
+    assert tiled_work(64, 64, size, 40, circle=circle) == rows * columns / 64**2
+    assert rows * columns / 64**2 == pytest.approx(expected, rel=0.5)
+
+
 REFUSED = {
     "downscale weather/sst two.nc -o a.nc": "a bundle that 'perrin downscale' works with",
     "forecast model -o a.nc": "works with (weather/speedy, weather/sst)",
@@ -386,6 +415,7 @@ REFUSED = {
     "train weather/downscale --data fine.nc --out b --patch 6": "multiple of 4",
     "train weather/downscale --out b": "expected --data",
     "data weather/coarse -o a.nc": "expected --file",
+    "data weather/coarse --file forecast.nc --factor 2 -o a.nc": "by start and period in forecast.nc: choose a file of analyses",
     "data weather/rain --file two.nc -o a.nc": "expected a zip or a folder of NetCDF files",
 }
 
@@ -400,6 +430,10 @@ def test_refusals_are_one_line(
         two.rename(sst="ta").assign(
             ta=lambda d: d["ta"].assign_attrs(standard_name="air_temperature")
         ).to_netcdf("other.nc")
+    if "forecast.nc" in command:
+        renamed = two[["sst"]].rename(time="forecast_reference_time")
+        renamed["forecast_reference_time"].attrs["standard_name"] = "forecast_reference_time"
+        renamed.assign_coords(forecast_period=1).expand_dims("forecast_period").to_netcdf("forecast.nc")
     if "uneven" in command:
         two[["sst"]].isel(latitude=[0, 2, 3]).to_netcdf("uneven.nc")
     if "negative" in command:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from perrin.modalities import Modality
@@ -21,6 +22,12 @@ class WeatherModality(Modality):
     name = "weather"
     summary = "fields on latitude–longitude grids: forecasts, verification, data"
     suffixes = (".nc", ".nc4", ".cdf", ".zarr", ".grib", ".grib2", ".grb", ".grb2")
+    instead = MappingProxyType(
+        {
+            "view": "perrin verify {file} TRUTH --html page.html",
+            "evaluate": "perrin verify {file} TRUTH",
+        }
+    )
 
     def bundle_folder(self) -> Path:
         """The bundles in the package."""

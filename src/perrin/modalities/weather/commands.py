@@ -82,7 +82,7 @@ def coarse(a: Namespace) -> None:
     import numpy as np
     import xarray as xr
 
-    from perrin.modalities.weather.downscale_train import read_record
+    from perrin.modalities.weather.downscale_train import read_record, tell_left_out
     from perrin.modalities.weather.fields import open_fields
     from perrin.modalities.weather.files import write_fields
 
@@ -91,6 +91,7 @@ def coarse(a: Namespace) -> None:
     check_counts(factor=a.factor)
     fields = open_fields(a.file)
     found = read_record(fields, a.factor, list(fields.parts))
+    tell_left_out(found, a.factor)
     values = found.coarse(a.factor, whole=False).numpy()
     edges = {"latitude": found.lat_edges[:: a.factor], "longitude": found.lon_edges[:: a.factor]}
     dims = ("time", "latitude", "longitude")

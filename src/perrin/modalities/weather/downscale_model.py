@@ -43,7 +43,7 @@ from perrin.modalities.weather.downscaling import (
     transform,
 )
 from perrin.modalities.weather.grid import cell_areas, is_circle
-from perrin.nets.local_unet import LocalUNet, by_tiles
+from perrin.nets.local_unet import LocalUNet, by_tiles, tiled_work
 
 if TYPE_CHECKING:  # the model runs where there is no xarray
     from perrin.modalities.weather.fields import Fields
@@ -258,6 +258,7 @@ class Downscaling:
         self.static = torch.cat(fixed).to(model.device)
         net = model.residual.net.config
         size = max(net.stride, tile // net.stride * net.stride)
+        self.margin, self.work = net.halo, tiled_work(rows, columns, size, net.halo, circle=self.circle)
         self.evaluate = partial(by_tiles, size=size, halo=net.halo, stride=net.stride, circle=self.circle)
         self.denoiser = residual_denoiser(model.residual, rows, columns)
         self.plan = plan_steps(

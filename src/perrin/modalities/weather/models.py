@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
-from perrin.errors import PerrinError, check_counts, counted
+from perrin.errors import PerrinError, check_counts, counted, warn
 from perrin.modalities import find_bundle
 from perrin.modalities.weather.amounts import intervals
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
 from perrin.modalities.weather.downscale_model import (
+    TILE,
     DownscaleModel,
     Downscaling,
     find_parts,
@@ -28,6 +29,7 @@ from perrin.modalities.weather.downscale_model import (
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.forecast import ForecastModel, Rollout, rollout
 from perrin.modalities.weather.infill import nearest
+from perrin.modalities.weather.means import bins, days_of
 from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.run.device import choose_device
@@ -81,6 +83,11 @@ def forecast(a: Namespace) -> None:
     assert not isinstance(model, DownscaleModel)  # `WeatherModality.works`
     leads, step = _length(model, a)
     fields = open_fields(a.file) if a.file else None
+    if fields is not None and fields.is_forecast:
+        raise PerrinError(
+            f"expected analyses by time to start from, given a forecast in {fields.label}: start from what it started from, "
+            f"with more --{'months' if isinstance(model, SSTModel) else 'days'}"
+        )
     if a.start and fields is None:
         raise PerrinError("expected --file with --start, given none: the sample has one start only")
     starts: list[Any]
@@ -120,7 +127,10 @@ def forecast(a: Namespace) -> None:
         else counted(int(days), "days")
     )
     if a.every:
-        length += f" as means of {a.every}"
+        pieces = bins(a.every, [s.time for s in starts], leads, int(step))
+        length += f" as {counted(pieces.count, 'means')} of {a.every}"
+        if left := (leads - pieces.whole) * int(step) // 24:
+            length += f" ({counted(left, 'days')} in no whole one left out)"
     print(f"{counted(a.members, 'members')} from {when}, {length}, in {a.out}: {done}")
 
 
@@ -147,6 +157,14 @@ def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float
         days = int(365.2425 * a.years)
     if days < 1 or days * 24 % hours:
         raise PerrinError(f"expected --days of at least 1 that steps of {hours} hours make up, given {days}")
+    each = days_of(a.every) if a.every else None
+    if each and each <= days and days % each:
+        if a.years is None:
+            near = f"{days - days % each} or {days - days % each + each}"
+            raise PerrinError(
+                f"expected --days that means of {each} days make up, given {days} and --every {a.every}: say {near}"
+            )
+        days -= days % each  # a year is no whole number of them
     return days * 24 // hours, hours
 
 
@@ -223,6 +241,11 @@ def downscale(a: Namespace) -> None:
                 f"expected --times within {first} to {last}, the times of {fields.label}, given {a.times}"
             )
     starts = grid.starts(fields, parts, wanted)
+    if a.tile < grid.margin and grid.work > 2:
+        warn(
+            f"tiles of {a.tile} cells are looked at with a margin of {grid.margin} on every side: {grid.work:.0f} times the "
+            f"work of the whole map; a larger --tile, such as {TILE}, is faster"
+        )
     many = a.members * len(starts) * len(leads) * grid.area.numel() > 10**6 and model.device.type == "cpu"
     options = Rollout(
         members=a.members,
@@ -311,6 +334,7 @@ def train_downscale(a: Namespace) -> None:
     names = a.variables.split(",") if a.variables else []
     data = open_fields(a.data)
     record_ = downscale_train.read_record(data, a.factor, names)
+    downscale_train.tell_left_out(record_, a.factor)
     config = DownscaleConfig(
         fields=tuple(record_.attributes),
         factor=a.factor,
