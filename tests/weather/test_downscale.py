@@ -415,7 +415,7 @@ REFUSED = {
     "train weather/downscale --data fine.nc --out b --patch 6": "multiple of 4",
     "train weather/downscale --out b": "expected --data",
     "data weather/coarse -o a.nc": "expected --file",
-    "data weather/coarse --file forecast.nc --factor 2 -o a.nc": "by start and period in forecast.nc: choose a file of analyses",
+    "data weather/coarse --file forecast.nc --factor 2 -o a.nc": "by start and period in forecast.nc: choose a file",
     "data weather/rain --file two.nc -o a.nc": "expected a zip or a folder of NetCDF files",
 }
 
