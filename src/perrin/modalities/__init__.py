@@ -219,7 +219,10 @@ def find_bundle(reference: str | Path) -> Path:
     if head in names() and tail in known[0].bundles():
         return known[0].bundle_folder() / tail
     bundles = ", ".join(f"{m.name}/{b}" for m in known for b in m.bundles()) or "none ships"
-    raise PerrinError(f"expected a bundle ({bundles}) or the path of one, given {text!r}: see 'perrin list'")
+    first = "the bundle comes first, then the file; " if Path(text).is_file() else ""
+    raise PerrinError(
+        f"expected a bundle ({bundles}) or the path of one, given {text!r}: {first}see 'perrin list'"
+    )
 
 
 def modality_of(reference: str) -> Modality:
@@ -276,6 +279,8 @@ def refusal(verb: str, given: str) -> str:
         m.instead[verb] for m in modalities().values() if _suffix(given) in m.suffixes and verb in m.instead
     ]
     remedy = f"say '{others[0].format(file=given)}'" if others else "choose another"
+    if not others and given != "none" and not Path(given).exists():
+        given, remedy = f"{given}, which does not exist", "give the name of such a file"
     return f"expected a file that 'perrin {verb}' works with ({kinds}), given {given}: {remedy}"
 
 

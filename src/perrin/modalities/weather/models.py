@@ -144,7 +144,9 @@ def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float
                 )
         months = model.longest if a.months is None else a.months
         if not 1 <= months <= model.longest:
-            raise PerrinError(f"expected --months from 1 to {model.longest}, given {months}")
+            raise PerrinError(
+                f"expected --months from 1 to {model.longest}, given {months}: ask for another number"
+            )
         return months, 1
     if a.months is not None:
         raise PerrinError("expected --days for a daily model, given --months: say --days 15")
@@ -406,7 +408,8 @@ def train(a: Namespace) -> None:
 
     if a.target != "weather/sst":
         raise PerrinError(
-            f"expected weather/sst or weather/downscale, given {a.target!r}: others cannot be trained so far"
+            f"expected weather/sst or weather/downscale, given {a.target!r}: say one of them (weather/rain and "
+            "weather/sst-fine are made by weather/downscale); others cannot be trained so far"
         )
     if not a.data:
         raise PerrinError("expected --data with a monthly record of sea surface temperature, given none")
