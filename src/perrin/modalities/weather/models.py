@@ -198,23 +198,13 @@ def assimilate(a: Namespace) -> None:
     for month in months:  # said before the work, which may take long
         nearest(model.places, (month.latitude, month.longitude))
     options = Rollout(members=a.members, leads=1, step=0, seed=a.seed, workers=a.workers or cpu_count())
-    begin = time.perf_counter()
     words = {
         "title": f"fields given observations, by {model.name}",
         "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
         "comment": f"observations of {Path(a.observations).name}",
     }
-    rollout(SSTInfill(model), months, options, a.out, words)
-    write_record(
-        record_path(a.out),
-        record(
-            "assimilate",
-            a,
-            bundle={"path": a.target, "sha256": model.sha256},
-        ),
-    )
-    seconds = time.perf_counter() - begin
-    print(f"{counted(a.members, 'members')} of {counted(len(months), 'months')} in {a.out}: {seconds:.1f} s")
+    done = _rolled("assimilate", a, SSTInfill(model), months, options, words)
+    print(f"{counted(a.members, 'members')} of {counted(len(months), 'months')} in {a.out}: {done}")
 
 
 def downscale(a: Namespace) -> None:
