@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pytest
 
 pytest.importorskip("rdkit")
@@ -140,6 +141,9 @@ def given(here: Path) -> Path:
     for name in ("folder.sdf", "folder.html", "folder.h5", "folder.zarr"):
         (here / name).mkdir()
     (here / "empty.npz").write_bytes(b"")
+    (here / "one.smi").write_text("CCO\n")
+    with h5py.File(here / "other.h5", "w") as file:
+        file["showers"] = [0.0]
     (here / "old.html").write_text("a page of somebody\n")
     (here / "plain").write_text("a file\n")
     (here / "old.nc").write_text("a forecast of somebody\n")
@@ -189,7 +193,35 @@ WRONG = {
     "data molecule/qm9 -o out.sdf": "works with (particle, weather), given molecule/qm9",
     "rank fields.nc": "works with (.sdf,",
     "verify good.sdf good.sdf": "works with (.nc,",
-    "evaluate fields.h5 --fcd": "--fcd",
+    "view old.nc": "given old.nc: say 'perrin verify old.nc TRUTH --html page.html'",
+    "evaluate old.nc": "given old.nc: say 'perrin verify old.nc TRUTH'",
+    "evaluate fields.h5 --fcd": "given --fcd, which 'perrin evaluate' (molecule) takes: leave it out",
+    # what a hasty newcomer writes
+    "edit one.smi --keep '[Pt]' -n 2 -o a.sdf": "given '[Pt]', which is nowhere in it: correct it, or give atom numbers",
+    "edit one.smi -n 2 -o a.sdf": "expected --keep, given none: see 'perrin edit --help'",
+    "edit CCO --keep 1 -n 2 -o a.sdf": "given CCO, which does not exist: give the name of such a file",
+    "smaple -n 4": "given 'smaple': did you mean sample?",
+    "submit molecule/qm9 -n 10 -o run": "the command comes first, such as 'perrin sample molecule/qm9'",
+    "molecule/qm9 -n 10 -o a.sdf": "the command comes first, such as 'perrin sample molecule/qm9'",
+    "downscale old.nc weather/rain -o a.nc": "given 'old.nc': the bundle comes first, then the file",
+    "view good.sdf extra": "expected no more words, given extra: leave that out",
+    "forecast weather/speedy --days 1.5 -o a.nc": "expected a whole number for --days, given '1.5'",
+    "sample particle/showers --energy 10TeV -n 2 -o a.h5": "within 1..50 GeV, given 10000..10000 GeV",
+    "sample particle/showers --energy lots -n 2 -o a.h5": "given 'lots': give one number or two, ascending, in GeV",
+    "sample particle/jets --class higgs -n 2 -o a.h5": "one of gluon, quark, top, given 'higgs': choose one",
+    "simulate particle/kolmogorov --from other.h5 -n 2 -o a.h5": "in other.h5, given showers: 'perrin data particle/kolmog",
+    "invert particle/kolmogorov -n 2 -o a.h5": "given none: name an HDF5 file",
+    "train weather/rain --out run": "weather/rain and weather/sst-fine are made by weather/downscale",
+    # an option of another verb or modality: whose it is
+    "sample weather/sst --want gap -n 3 -o a.sdf": "which is for perrin forecast and assimilate",
+    "sample particle/showers --want gap -n 3 -o a.h5": "given --want, which 'perrin sample' (molecule) and 'perrin edit'",
+    "forecast --keep": "expected an option of 'perrin forecast', given --keep, which 'perrin edit' (molecule) takes",
+    "forecast weather/sst --keep=c -o a.nc": "option of 'perrin forecast weather/sst', given --keep, which 'perrin edit'",
+    "forecast weather/sst -n 5 -o a.nc": "given -n: did you mean --members?",
+    "forecast weather/sst --member 5 -o a.nc": "given --member: did you mean --members?",
+    "sample molecule/qm9 -n4 --output out.sdf": "given --output: did you mean --out?",
+    "sample molecule/qm9 -n4 --days 3 -o out.sdf": "which 'perrin data' (weather) and 'perrin forecast' (weather) take",
+    "downscale weather/rain good.nc --magic 3 -o a.nc": "given --magic: leave it out, or see 'perrin downscale --help'",
     "sample . -n 4 -o out.sdf": "perrin list",
     "sample bundle-hash -n 4 -o out.sdf": "SHA-256",
     "sample bundle-config -n 4 -o out.sdf": "fit its config.json",

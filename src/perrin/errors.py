@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class PerrinError(Exception):
     """An error the user can mend. The command line prints its text as one line and exits with code 2."""
@@ -25,3 +27,8 @@ def counted(number: int, things: str) -> str:
     """`1 molecule`, `2 molecules`, of a regular plural."""
     one = things.removesuffix("ies") + "y" if things.endswith("ies") else things.removesuffix("s")
     return f"{number} {one if number == 1 else things}"
+
+
+def warn(text: str) -> None:
+    """One line on standard error, for what the user may not have meant."""
+    print(f"perrin: warning: {text}", file=sys.stderr)

@@ -170,7 +170,7 @@ def test_numbers_and_smarts(furan: Molecule) -> None:
         "0": "atom numbers from 1",
         "7": "the hydrogen 7",
         "c1ccoc1(": "correct it",
-        "S": "does not",
+        "S": "nowhere in it",
         "c": "matches in 4 (atoms 2; 3; 4; 6)",
     }.items():
         with pytest.raises(PerrinError, match="expected") as error:
@@ -236,7 +236,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furan: Molecule) -> Pa
         ("edit in.sdf --keep 2-6 --anchors 5", "given 5, which has no free valence"),
         ("edit in.sdf --keep 2-6 --add 0-2", "expected --add"),
         ("edit in.sdf --keep 2-6 --add 40", "keep fewer, or change --add"),
-        ("edit in.sdf --keep [S]", "does not"),
+        ("edit in.sdf --keep [S]", "nowhere in it"),
         (
             "edit in.sdf --keep c1ccoc",
             "expected a SMARTS or atom numbers (1-6,9) for --keep, given 'c1ccoc': correct it",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_commands import pytestmark  # noqa: F401
+from toys import refused
 
 from perrin.bundle import write_bundle
 from perrin.cli import main
@@ -229,11 +230,7 @@ def test_the_report_knows_the_truth_and_linear_theory(folder: Path) -> None:
 def test_bad_input_is_one_line_and_leaves_no_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, told: str
 ) -> None:
-    assert main(words.format(f=folder, t=tmp_path).split()) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1, error
-    assert told in error[0]
-    assert not list(tmp_path.iterdir())
+    refused(words.format(f=folder, t=tmp_path), told, tmp_path, capsys)
 
 
 def test_negative_densities_are_refused(folder: Path, tmp_path: Path, model: flows.FlowModel) -> None:

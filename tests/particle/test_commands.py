@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from toys import toy_jets, toy_showers
+from toys import refused, toy_jets, toy_showers
 
 from perrin.bundle import write_bundle
 from perrin.cli import main
@@ -172,7 +172,7 @@ def test_trajectories_are_made_and_do_not_depend_on_their_number(tmp_path: Path)
         ("sample {f}/s -n 2 -o {t}/x.txt", "expected a file of showers"),
         ("sample {f}/s -n 0 -o {t}/x.h5", "expected -n of at least 1"),
         ("sample {f}/s -n 2 -o {t}/x.h5 --class top", "expected options of showers"),
-        ("sample {f}/j -n 2 -o {t}/x.h5 --class charm", "expected --class gluon, top"),
+        ("sample {f}/j -n 2 -o {t}/x.h5 --class charm", "one of gluon, top, given 'charm'"),
         ("sample {f}/j -n 2 -o {t}/x.h5 --class top --energy 5GeV", "expected options of jets"),
         ("sample {f}/j -n 2 -o {t}/x.h5 --class top --pt 5..9", "expected --pt within"),
         ("sample {f}/f -n 2 -o {t}/x.h5", "for perrin simulate and invert"),
@@ -194,8 +194,4 @@ def test_trajectories_are_made_and_do_not_depend_on_their_number(tmp_path: Path)
 def test_bad_input_is_one_line_and_leaves_no_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, told: str
 ) -> None:
-    assert main(words.format(f=folder, t=tmp_path).split()) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1, error
-    assert told in error[0]
-    assert not list(tmp_path.iterdir())
+    refused(words.format(f=folder, t=tmp_path), told, tmp_path, capsys)

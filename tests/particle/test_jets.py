@@ -229,7 +229,7 @@ def test_ranges_are_kept(trained: JetModel) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"kind": "charm"}, "--class gluon, top"),
+        ({"kind": "charm"}, "one of gluon, top"),
         ({"pt": (10, 20)}, "--pt within"),
         ({"mass": (90, 80)}, "--mass within"),
     ],

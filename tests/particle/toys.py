@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from perrin.cli import main
 from perrin.modalities.particle.jets.files import Jets
 from perrin.modalities.particle.showers.files import Showers
 from perrin.modalities.particle.showers.geometry import ANGLES, CUT, LAYERS, RADII
@@ -32,3 +36,12 @@ def toy_showers(count: int, seed: int = 0) -> Showers:
     voxels = 0.3 * rng.gamma(np.maximum(mean, 1e-6), 1.0)
     voxels[voxels < CUT] = 0
     return Showers(incident.astype(np.float32), voxels.reshape(count, -1).astype(np.float32))
+
+
+def refused(command: str, told: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command is refused in one line, which has some words, and leaves nothing in a folder."""
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1, error
+    assert told in error[0]
+    assert not list(folder.iterdir())

@@ -326,7 +326,9 @@ def test_states_have_no_degrees_beyond_the_grid_s(bundle: Path) -> None:
     torch.testing.assert_close(found, transform.inverse(transform(found)), atol=2e-6, rtol=0)
 
 
-def test_means_are_those_of_the_steps(bundle: Path, tmp_path: Path) -> None:
+def test_means_are_those_of_the_steps(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Means over 5 days and over calendar months, from a start on 10 February 2001 (day 40), against every step's."""
     for name, words in {"all": (), "days": ("--every", "5d"), "months": ("--every", "month")}.items():
         out = str(tmp_path / f"{name}.zarr")
@@ -343,7 +345,12 @@ def test_means_are_those_of_the_steps(bundle: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(months.read("u")[0, 0], truth, atol=1e-5)
     assert [lead.after(months.references[0]).month for lead in months.leads] == [3, 4]
     words = ["--days", "80", "--every", "month", "-o", str(tmp_path / "months.nc")]
+    capsys.readouterr()
     assert main(["forecast", str(bundle), *options(*words)]) == 0
+    assert "80 days as 2 means of month (19 days in no whole one left out), in" in capsys.readouterr().out
+    assert main(["forecast", str(bundle), "--file", str(tmp_path / "months.nc"), "-o", "again.nc"]) == 2
+    line = "given a forecast in months.nc: start from what it started from, with more --days\n"
+    assert capsys.readouterr().err.endswith(line)
     np.testing.assert_array_equal(open_fields(tmp_path / "months.nc").read("u"), months.read("u"))
     assert complaints(tmp_path / "months.nc") == []
 
@@ -359,9 +366,14 @@ def test_means_that_cannot_be_are_refused(
         ["--every", "month"],
         ["--years", "1"],
         ["--years", "0"],
+        ["--every", "4d"],
     ):
         assert main(["forecast", str(bundle), *options("--days", "15"), *words, "-o", out]) == 2
-    assert capsys.readouterr().err.count("\n") == 6
+    said = capsys.readouterr().err
+    assert said.count("\n") == 7
+    assert said.endswith(
+        "expected --days that means of 4 days make up, given 15 and --every 4d: say 12 or 16\n"
+    )
     assert not list(tmp_path.iterdir())
 
 

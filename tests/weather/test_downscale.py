@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
+from statistics import NormalDist
 
 import cftime
 import numpy as np
@@ -33,7 +34,8 @@ from perrin.modalities.weather.downscaling import (
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.grid import cell_areas, coarsen
 from perrin.modalities.weather.radar import albers_inverse, read_radar
-from perrin.nets.local_unet import LocalUNet, LocalUNetConfig, by_tiles
+from perrin.modalities.weather.showers import gaussian_fields, showers
+from perrin.nets.local_unet import LocalUNet, LocalUNetConfig, by_tiles, tiled_work
 
 
 def shaken(config: LocalUNetConfig) -> LocalUNet:
@@ -364,12 +366,42 @@ def test_bundles_are_read_as_written(made: Path) -> None:
     np.testing.assert_allclose(model.place.climatology[0].numpy(), np.mean(january, axis=0), atol=1e-3)
 
 
+def test_what_is_left_out_or_slow_is_said(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 × 32 cells by 5; tiles of 4, each looked at with 48 around it."""
+    words = ["--file", str(made / "fine.nc"), "--factor", "5", "-o", str(tmp_path / "five.nc")]
+    assert main(["data", "weather/coarse", *words]) == 0
+    said = capsys.readouterr()
+    assert said.err == (
+        "perrin: warning: 1 row and 2 columns at the ends left out, which make up no whole cells of 5 x 5\n"
+    )
+    assert "36 times, 3 x 6 cells" in said.out
+    assert downscale(made, "two.nc", tmp_path / "a.nc", "--members", "1", "--tile", "4") == 0
+    halo = LocalUNetConfig(inputs=1, outputs=1, width=4).halo
+    times = round(16 / 4 * (4 + 2 * halo) / 4)  # every row is seen by each of 4 rows of tiles
+    line = f"tiles of 4 cells are looked at with a margin of {halo} on every side: {times} times the work"
+    assert line in capsys.readouterr().err
+    assert downscale(made, "two.nc", tmp_path / "b.nc", "--members", "1", "--tile", "64") == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "circle", "cells"),
+    [(128, False, 64 * 64), (32, False, 128 * 128), (16, True, (56 + 64 + 64 + 56) * 4 * 96)],
+)
+def test_the_work_of_tiles(size: int, circle: bool, cells: int) -> None:
+    """On 64 × 64 cells with a margin of 40: each tile of 32 sees all of them, one of 16 by 96 around a circle."""
+    assert tiled_work(64, 64, size, 40, circle=circle) == cells / 64**2
+
+
 REFUSED = {
     "downscale weather/sst two.nc -o a.nc": "a bundle that 'perrin downscale' works with",
     "forecast model -o a.nc": "works with (weather/speedy, weather/sst)",
     "downscale model none.nc -o a.nc": "given none.nc, which does not exist",
     "downscale model two.nc -o a.txt": "ends in .nc",
     "downscale model two.nc -o a.nc --tile 0": "expected --tile of at least 1",
+    "downscale model two.nc -o a.nc --factor 100": "expected --factor 4, that of model, given 100: leave it out, or train",
     "downscale model fine.nc -o a.nc": "expected coarse cells made of the model's cells of 11.25 degrees",
     "downscale model two.nc -o a.nc --times 2001-01/2001-02": "expected --times within 2002-11",
     "downscale model two.nc -o a.nc --times 2001": "expected --times such as",
@@ -383,6 +415,7 @@ REFUSED = {
     "train weather/downscale --data fine.nc --out b --patch 6": "multiple of 4",
     "train weather/downscale --out b": "expected --data",
     "data weather/coarse -o a.nc": "expected --file",
+    "data weather/coarse --file forecast.nc --factor 2 -o a.nc": "by start and period in forecast.nc: choose a file",
     "data weather/rain --file two.nc -o a.nc": "expected a zip or a folder of NetCDF files",
 }
 
@@ -397,6 +430,10 @@ def test_refusals_are_one_line(
         two.rename(sst="ta").assign(
             ta=lambda d: d["ta"].assign_attrs(standard_name="air_temperature")
         ).to_netcdf("other.nc")
+    if "forecast.nc" in command:
+        renamed = two[["sst"]].rename(time="forecast_reference_time")
+        renamed["forecast_reference_time"].attrs["standard_name"] = "forecast_reference_time"
+        renamed.assign_coords(forecast_period=1).expand_dims("forecast_period").to_netcdf("forecast.nc")
     if "uneven" in command:
         two[["sst"]].isel(latitude=[0, 2, 3]).to_netcdf("uneven.nc")
     if "negative" in command:
@@ -406,6 +443,45 @@ def test_refusals_are_one_line(
     assert REFUSED[command] in line
     assert "\n" not in line
     assert not Path("a.nc").exists()
+
+
+def test_made_up_showers_are_the_random_field_that_they_say() -> None:
+    """Variance, spectrum, wind and renewal in closed form; the share of wet cells; the mean amount, of a lognormal tail."""
+    g = gaussian_fields(40, 128, beta=2.5, rho=0.9, wind=(2, 5), seed=1)
+    other = gaussian_fields(40, 128, beta=2.5, rho=0.0, seed=2)
+    assert float((other**2).mean()) == pytest.approx(1, abs=0.05)
+    k = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128)[None])
+    power = (np.abs(np.fft.fft2(other)) ** 2).mean(0)
+    inside = (k > 0.02) & (k < 0.4)
+    slope = np.polyfit(np.log(k[inside]), np.log(power[inside]), 1)[0]
+    assert slope == pytest.approx(-2.5, abs=0.03)
+    after = np.roll(g[:-1], (2, 5), (1, 2))
+    small = [np.fft.fft2(x)[..., inside] for x in (after, g[1:])]
+    kept = (small[0] * small[1].conj()).sum().real / (np.abs(small[0]) ** 2).sum()
+    assert kept == pytest.approx(0.9, abs=0.02)
+    x = showers(60, 64, wet=0.3, amount=0.1, growth=1.0, seed=3).precipitation.values
+    q = NormalDist().inv_cdf(0.7)
+    tail = math.exp(0.5 - q) * (1 - NormalDist().cdf(q - 1)) - 0.3
+    assert float((x > 0).mean()) == pytest.approx(0.3, abs=0.12)  # a part of a torus with long waves
+    assert float(x.mean()) == pytest.approx(0.1 * tail, rel=0.5)
+    assert np.array_equal(showers().precipitation, showers().precipitation)
+
+
+def test_the_page_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any data; coarse means are kept."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "weather" / "downscale.md").read_text()
+    block = next(b for b in page.split("```") if "weather/rain --sample" in b)
+    for line in block.splitlines()[1:]:
+        assert main(line.split()[1:]) == 0
+    fine, coarse, rain = (open_fields(f"{n}.nc") for n in ("fine", "coarse", "rain"))
+    x = torch.from_numpy(fine.forecast("precipitation", 1, 0))
+    assert x.shape == (5, 64, 64)
+    mean = block_mean(x, torch.from_numpy(fine.area), 4, whole=True).numpy()
+    expected = coarse.read("precipitation", time=1)
+    np.testing.assert_allclose(mean, np.broadcast_to(expected, mean.shape), rtol=1e-5)
+    assert complaints(Path("rain.nc")) == complaints(Path("coarse.nc")) == []
+    assert 0.1 < float((rain.read("precipitation") > 0).mean()) < 0.6
 
 
 def test_albers_keeps_areas() -> None:

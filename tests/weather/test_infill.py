@@ -23,6 +23,7 @@ from perrin.modalities.weather.infill import (
 from perrin.modalities.weather.residual import ResidualModes
 from perrin.modalities.weather.sst_network import AmplitudeConfig, build_denoiser
 from perrin.nets.sphere import SphericalHarmonics, isotropic
+from perrin.run.outputs import read_record
 
 LATITUDE = np.arange(-82.5, 90, 15)
 PLACES = np.repeat(LATITUDE, 24), np.tile(np.arange(7.5, 360, 15), 12)
@@ -130,6 +131,8 @@ def test_command(sst_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         "1",
     ]
     assert main(words) == 0
+    told = read_record(out)["result"]  # as of every rollout
+    assert (told["members"], told["starts"]) == (4, 1)
     fields = open_fields(out)
     x = fields.forecast("sst", 0, 0)[:, model.sea]
     error = x.mean(0) - values

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
@@ -75,6 +76,18 @@ def _seed(text: str) -> int:
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         verb = self.prog.partition(" ")[2]
+        _, lacks, names = message.partition("the following arguments are required: ")
+        if lacks:
+            raise PerrinError(f"expected {names}, given none: see 'perrin {verb} --help'")
+        _, lacks, words = message.partition("unrecognized arguments: ")
+        if lacks:
+            raise PerrinError(
+                f"expected no more words, given {words}: leave that out, or see 'perrin {verb} --help'"
+            )
+        wrong = re.fullmatch(r"argument (\S+): invalid (int|float) value: (.*)", message)
+        if wrong:
+            kind = "a whole number" if wrong[2] == "int" else "a number"
+            raise PerrinError(f"expected {kind} for {wrong[1]}, given {wrong[3]}: see 'perrin {verb} --help'")
         raise PerrinError(f"expected other arguments ({message}): see 'perrin {verb} --help'")
 
 
@@ -140,7 +153,7 @@ def _run(argv: list[str]) -> int:
         return 0
     verb, rest = argv[0], _joined(argv[1:])
     if verb not in VERBS:
-        raise PerrinError(f"expected a command ({', '.join(VERBS)}), given {verb!r}: see 'perrin --help'")
+        raise PerrinError(_unknown(verb))
     if verb == "doctor":
         from perrin.cli.doctor import doctor
 
@@ -170,12 +183,13 @@ def parse(argv: Sequence[str]) -> tuple[Modality, Namespace]:
 
     verb, rest = argv[0], _joined(list(argv[1:]))
     if verb not in VERBS:
-        raise PerrinError(f"expected a command ({', '.join(VERBS)}), given {verb!r}: see 'perrin --help'")
+        raise PerrinError(_unknown(verb))
     found, given = _modality(verb, rest)
     if not found.supports(verb):
         raise PerrinError(refusal(verb, given))
     parser = _parser(verb)
     found.add_arguments(verb, parser)
+    _check(parser, rest, given)
     parsed = parser.parse_args(rest)
     parsed.argv = [word for word in argv if word != "--overwrite"]  # what a record repeats
     check_counts(**{name: getattr(parsed, name, None) for name in ("n", "batch", "workers", "members")})
@@ -205,6 +219,24 @@ def execute(argv: Sequence[str]) -> None:
         from perrin.run.record import record, write_record
 
         write_record(record_path(outputs[0]), record(argv[0], parsed))
+
+
+def _unknown(word: str) -> str:
+    """What to say of a word in place of a verb."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, VERBS, 1)
+    remedy = f"did you mean {near[0]}?" if near else "see 'perrin --help'"
+    if "/" in word:
+        remedy = f"the command comes first, such as 'perrin sample {word}'"
+    return f"expected a command ({', '.join(VERBS)}), given {word!r}: {remedy}"
+
+
+def _check(parser: ArgumentParser, words: list[str], given: str = "") -> None:
+    """Say whose an option is that the parser does not know."""
+    from perrin.cli.options import check_options
+
+    check_options(parser, words, [*_TARGETS, *(v for v in _WRITERS if v not in _TARGETS)], _parser, given)
 
 
 def _joined(words: list[str]) -> list[str]:
@@ -401,6 +433,7 @@ def _modality(verb: str, rest: list[str]) -> tuple[Modality, str]:
     parser.conflict_handler = "resolve"
     for each in modalities().values():
         each.add_arguments(verb, parser)
+    _check(parser, rest)
     parsed = parser.parse_args(rest)
     if verb in _TARGETS:
         return modality_of(parsed.target), parsed.target

@@ -34,7 +34,9 @@ def rerun(a: Namespace) -> int:
             f"expected a run.json that Perrin wrote, given {a.file} ({error.strerror})"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise PerrinError(f"expected a run.json that Perrin wrote, given another file, {a.file}") from error
+        raise PerrinError(
+            f"expected a run.json that Perrin wrote, given another file, {a.file}: name the FILE.run.json beside an output"
+        ) from error
     if argv[:1] == ["rerun"]:
         raise PerrinError(f"expected a run.json with a command to run, given {a.file}, which names itself")
     command = "perrin " + shlex.join(argv)

@@ -13,6 +13,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from perrin.errors import PerrinError
@@ -34,11 +35,13 @@ class Modality(ABC):
         name: the first part of `molecule/qm9`.
         summary: one line for `perrin list`.
         suffixes: files that `perrin evaluate`, `perrin rank`, `perrin verify` and `perrin view` bring to this modality.
+        instead: for verbs on files that it has not, the command that does as much, with `{file}` for the file.
     """
 
     name: str
     summary: str
     suffixes: tuple[str, ...] = ()
+    instead: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def bundle_folder(self) -> Path:
@@ -216,7 +219,10 @@ def find_bundle(reference: str | Path) -> Path:
     if head in names() and tail in known[0].bundles():
         return known[0].bundle_folder() / tail
     bundles = ", ".join(f"{m.name}/{b}" for m in known for b in m.bundles()) or "none ships"
-    raise PerrinError(f"expected a bundle ({bundles}) or the path of one, given {text!r}: see 'perrin list'")
+    first = "the bundle comes first, then the file; " if Path(text).is_file() else ""
+    raise PerrinError(
+        f"expected a bundle ({bundles}) or the path of one, given {text!r}: {first}see 'perrin list'"
+    )
 
 
 def modality_of(reference: str) -> Modality:
@@ -235,12 +241,17 @@ def modality_for_file(path: str | Path, verb: str = "view") -> Modality:
     Raises:
         PerrinError: none does.
     """
-    name = Path(path)
-    suffix = (name.with_suffix("") if name.suffix.lower() == ".gz" else name).suffix.lower()
+    suffix = _suffix(path)
     for candidate in modalities().values():
         if suffix in candidate.suffixes and candidate.supports(verb):
             return candidate
     raise PerrinError(refusal(verb, str(path) or "none"))
+
+
+def _suffix(path: str | Path) -> str:
+    """Of a file, compressed or not."""
+    name = Path(path)
+    return (name.with_suffix("") if name.suffix.lower() == ".gz" else name).suffix.lower()
 
 
 def page_beside(path: str | Path) -> Path:
@@ -264,7 +275,13 @@ def refusal(verb: str, given: str) -> str:
         )
         return f"expected {words}: see 'perrin {verb} --help'"
     kinds = ", ".join(suffix for m in able for suffix in m.suffixes)
-    return f"expected a file that 'perrin {verb}' works with ({kinds}), given {given}: choose another"
+    others = [
+        m.instead[verb] for m in modalities().values() if _suffix(given) in m.suffixes and verb in m.instead
+    ]
+    remedy = f"say '{others[0].format(file=given)}'" if others else "choose another"
+    if not others and given != "none" and not Path(given).exists():
+        given, remedy = f"{given}, which does not exist", "give the name of such a file"
+    return f"expected a file that 'perrin {verb}' works with ({kinds}), given {given}: {remedy}"
 
 
 def bundle_verbs(reference: str) -> list[str]:

@@ -143,6 +143,13 @@ def tiles(length: int, size: int, halo: int, *, circle: bool = False) -> Iterato
         yield slice(start, stop), torch.arange(low, high) % length, start - low
 
 
+def tiled_work(rows: int, columns: int, size: int, halo: int, *, circle: bool = False) -> float:
+    """Cells that are looked at, tile by tile with margins, for each one of the map; see `tiles`."""
+    down = sum(len(i) for _, i, _ in tiles(rows, size, halo))
+    across = sum(len(j) for _, j, _ in tiles(columns, size, halo, circle=circle))
+    return down * across / (rows * columns)
+
+
 def by_tiles(
     network: Callable[[Tensor], Tensor],
     x: Tensor,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts, counted
+from perrin.errors import PerrinError, check_counts, counted, warn
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.device import choose_device
 
@@ -132,7 +132,7 @@ def tell_wishes(a: Namespace, model: MoleculeModel, options: SamplingOptions) ->
     for line in lines:
         print(f"wanted: {line}")
     for line in warnings:
-        print(f"perrin: warning: {line}", file=sys.stderr)
+        warn(line)
 
 
 @dataclasses.dataclass(frozen=True)

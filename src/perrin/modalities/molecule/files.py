@@ -51,7 +51,9 @@ def check_suffix(path: str | Path, suffixes: Sequence[str] = WRITABLE_SUFFIXES) 
     """Raise a `PerrinError` unless a file can be written whose suffix is one of these, or `.sdf.gz`."""
     if kind(path) not in suffixes or (is_packed(path) and kind(path) != ".sdf"):
         known = ", ".join([".sdf", ".sdf.gz", *suffixes[1:]])
-        raise PerrinError(f"expected an output file with one of the suffixes {known}, given {path}")
+        raise PerrinError(
+            f"expected an output file with one of the suffixes {known}, given {path}: change it"
+        )
 
 
 def write_molecules(path: str | Path, molecules: Sequence[Molecule]) -> None:

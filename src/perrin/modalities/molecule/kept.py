@@ -122,7 +122,8 @@ def choose_atoms(text: str, molecule: Molecule, option: str) -> list[int]:
     places = matches(pattern, molecule)
     if not places:
         raise PerrinError(
-            f"expected a SMARTS that matches the molecule for {option}, given {text!r}: it does not"
+            f"expected a SMARTS that matches the molecule for {option}, given {text!r}, which is nowhere in it: correct "
+            "it, or give atom numbers such as 1-6"
         )
     if len(places) > 1:
         shown = "; ".join(number_list(p) for p in places[:4]) + ("; …" if len(places) > 4 else "")

@@ -60,7 +60,9 @@ def evaluate(a: Namespace) -> None:
     kind = kind_of(a.file)
     if not a.like:
         plural = {"flow": "flows", "density": "densities"}.get(kind, kind)
-        raise PerrinError(f"expected --like with a file of true {plural}, given none")
+        raise PerrinError(
+            f"expected --like with a file of true {plural}, given none: name one, for the metrics compare two files"
+        )
     other = kind_of(a.like)
     if other != kind:
         raise PerrinError(f"expected {kind} in {a.like} as in {a.file}, given {other}")
@@ -139,7 +141,9 @@ def _jets(a: Namespace, b: Namespace) -> None:
             "expected --pt and --radius with --file and its events only: the recipe has its own"
         )
     if a.kind not in CLASSES:
-        raise PerrinError(f"expected --class with one of {', '.join(CLASSES)}, given {a.kind or 'none'}")
+        raise PerrinError(
+            f"expected --class with one of {', '.join(CLASSES)}, given {a.kind or 'none'}: choose one of them"
+        )
     check_suffix(a.out)
     check_packages()
     count = -(-b.n // CHUNK)

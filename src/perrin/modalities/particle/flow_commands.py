@@ -38,7 +38,7 @@ def simulate(a: Namespace) -> None:
     check_counts(intervals=a.intervals)
     if not a.start:
         raise PerrinError(
-            "expected --from with states to start from, given none: perrin data particle/kolmogorov or nbody"
+            "expected --from with states to start from, given none: 'perrin data particle/kolmogorov' or nbody makes some"
         )
     check_suffix(a.out)
     model = _model(a)
@@ -83,7 +83,10 @@ def invert(a: Namespace) -> None:
 
     check_counts(every=a.every)
     if not a.measured:
-        raise PerrinError("expected --measured with fields of at least two times, given none")
+        raise PerrinError(
+            "expected --measured with fields of at least two times, given none: name an HDF5 file, NaN where nothing was "
+            "measured"
+        )
     if not (a.noise > 0 and (a.blur is None or a.blur > 0)):
         raise PerrinError(f"expected --noise and --blur above 0, given {a.noise:g} and {a.blur or 'none'}")
     check_suffix(a.out)

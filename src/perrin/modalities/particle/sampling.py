@@ -19,7 +19,7 @@ _STATE: dict[str, Any] = {}
 
 
 def parse_range(text: str | None, option: str, *, mev: bool = False) -> tuple[float, float] | None:
-    """`1..50GeV`, `900..1000`, `10GeV` or, for energies, `500MeV` as numbers in GeV.
+    """`1..50GeV`, `900..1000`, `1TeV` or, for energies, `500MeV` as numbers in GeV.
 
     Raises:
         PerrinError: it is something else, or the second number is below the first.
@@ -27,10 +27,12 @@ def parse_range(text: str | None, option: str, *, mev: bool = False) -> tuple[fl
     if text is None:
         return None
     number = r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)"
-    match = re.fullmatch(rf"\s*{number}\s*(?:\.\.\s*{number})?\s*(GeV|MeV)?\s*", text)
+    match = re.fullmatch(rf"\s*{number}\s*(?:\.\.\s*{number})?\s*(TeV|GeV|MeV)?\s*", text)
     if not match or (match[2] and float(match[2]) < float(match[1])) or (match[3] == "MeV" and not mev):
-        raise PerrinError(f"expected {option} such as 1..50GeV or 10GeV, given {text!r}")
-    scale = 1e-3 if match[3] == "MeV" else 1.0
+        raise PerrinError(
+            f"expected {option} such as 1..50GeV or 10GeV, given {text!r}: give one number or two, ascending, in GeV"
+        )
+    scale = {"TeV": 1e3, "MeV": 1e-3}.get(match[3], 1.0)
     low = float(match[1]) * scale
     return low, float(match[2]) * scale if match[2] else low
 

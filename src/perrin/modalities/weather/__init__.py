@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from perrin.modalities import Modality
@@ -21,6 +22,12 @@ class WeatherModality(Modality):
     name = "weather"
     summary = "fields on latitude–longitude grids: forecasts, verification, data"
     suffixes = (".nc", ".nc4", ".cdf", ".zarr", ".grib", ".grib2", ".grb", ".grb2")
+    instead = MappingProxyType(
+        {
+            "view": "perrin verify {file} TRUTH --html page.html",
+            "evaluate": "perrin verify {file} TRUTH",
+        }
+    )
 
     def bundle_folder(self) -> Path:
         """The bundles in the package."""
@@ -55,7 +62,7 @@ class WeatherModality(Modality):
             group.add_argument(
                 "--sample",
                 action="store_true",
-                help="speedy: the truth of the sample that ships, simulate nothing",
+                help="speedy: the truth of the sample that ships, simulate nothing; rain: made-up showers to try with",
             )
             group.add_argument("--days", type=int, default=3650, help="speedy: to write (default 3650)")
             group.add_argument(
@@ -96,6 +103,12 @@ class WeatherModality(Modality):
                 "--times",
                 metavar="FROM/TO",
                 help="which of the file's, such as 2020-10-31T07:00/2020-10-31T08:00 (default: all)",
+            )
+            group.add_argument(
+                "--factor",
+                type=int,
+                metavar="F",
+                help="cells each way in one: the model's own; another takes a model of its own",
             )
             group.add_argument(
                 "--tile",

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perrin.core import (
     Composite,
@@ -27,11 +27,11 @@ from perrin.core import (
     Gaussian,
     GeneratorNoise,
     NetworkDenoiser,
-    State,
 )
 from perrin.core.layout import Layout
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.core.noise import Noise
+from perrin.nets.field import FieldNetwork
 from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes, isotropic
 from perrin.nets.sphere_unet import SphereUNet, SphereUNetConfig
 from perrin.train import BatchPlan
@@ -93,8 +93,10 @@ class AtmosphereConfig:
         return asdict(self)
 
 
-class AtmosphereNetwork(nn.Module):
+class AtmosphereNetwork(FieldNetwork):
     """The U-Net with what a `NetworkDenoiser` hands it."""
+
+    field = FIELD
 
     def __init__(self, config: AtmosphereConfig) -> None:
         super().__init__()
@@ -112,18 +114,10 @@ class AtmosphereNetwork(nn.Module):
             )
         )
 
-    def forward(
-        self,
-        fields: State,
-        t: Tensor,
-        *,
-        condition: Any = None,
-        layouts: Any = None,
-        previous: State | None = None,
-    ) -> State:
+    def output(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:
         """`condition`: `[B, 2 C + EXTRA, rows, columns]`."""
         level = torch.logit(t.clamp(1e-4, 1 - 1e-4)) / 4
-        return {FIELD: self.net(torch.cat([fields[FIELD], condition], 1), level)}
+        return self.net(torch.cat([x, condition], 1), level)
 
 
 def build_denoiser(config: AtmosphereConfig) -> NetworkDenoiser:

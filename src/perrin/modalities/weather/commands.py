@@ -82,7 +82,7 @@ def coarse(a: Namespace) -> None:
     import numpy as np
     import xarray as xr
 
-    from perrin.modalities.weather.downscale_train import read_record
+    from perrin.modalities.weather.downscale_train import read_record, tell_left_out
     from perrin.modalities.weather.fields import open_fields
     from perrin.modalities.weather.files import write_fields
 
@@ -91,12 +91,13 @@ def coarse(a: Namespace) -> None:
     check_counts(factor=a.factor)
     fields = open_fields(a.file)
     found = read_record(fields, a.factor, list(fields.parts))
+    tell_left_out(found, a.factor)
     values = found.coarse(a.factor, whole=False).numpy()
     edges = {"latitude": found.lat_edges[:: a.factor], "longitude": found.lon_edges[:: a.factor]}
     dims = ("time", "latitude", "longitude")
     dataset = xr.Dataset(
         {n: (dims, values[:, i], words) for i, (n, words) in enumerate(found.attributes.items())},
-        {"time": found.times} | {k: (e[1:] + e[:-1]) / 2 for k, e in edges.items()},
+        fields.time_coordinates() | {k: (e[1:] + e[:-1]) / 2 for k, e in edges.items()},
     )
     for k, e in edges.items():  # of these cells, not half-way to what may lie beyond
         dataset[f"{k}_bounds"] = ((k, "bound"), np.stack([e[:-1], e[1:]], 1))
@@ -106,12 +107,24 @@ def coarse(a: Namespace) -> None:
 
 
 def rain(a: Namespace) -> None:
-    """`perrin data weather/rain --file RADAR.zip -o OUT.nc`: accumulations of a radar by latitude and longitude."""
+    """`perrin data weather/rain --file RADAR.zip -o OUT.nc`: accumulations of a radar by latitude and longitude; or made-up
+    ones."""
     from perrin.modalities.weather.files import write_fields
     from perrin.modalities.weather.radar import read_radar
+    from perrin.modalities.weather.showers import showers
 
+    if a.sample:
+        found = showers()
+        write_fields(
+            a.out, found, {"title": "made-up showers", "source": "perrin, a random field; no weather"}
+        )
+        print(f"{counted(found.sizes['time'], 'times')} of made-up showers in {a.out}")
+        return
     if not a.file:
-        raise PerrinError("expected --file with a zip or a folder of radar files, given none")
+        raise PerrinError(
+            "expected --file with a zip or a folder of radar files, given none: name one, or try with made-up showers by "
+            "--sample"
+        )
     found = read_radar(a.file, cell=0.01 if a.cell is None else a.cell, station=a.station)
     write_fields(a.out, found, {"title": "rain by radar", "source": Path(a.file).name})
     print(f"{counted(found.sizes['time'], 'times')} in {a.out}")

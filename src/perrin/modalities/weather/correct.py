@@ -7,7 +7,6 @@ bands of latitudes; what is corrected lies in a file beside the output until all
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, warn
 from perrin.modalities.weather.correction import Array, CorrectionOptions, correct
 from perrin.modalities.weather.fields import DIMENSIONS, Fields
 from perrin.modalities.weather.outputs import check_path
@@ -26,10 +25,6 @@ _ORDER = (*DIMENSIONS[:3], "time", *DIMENSIONS[3:])
 _BLOCK = 64
 _FEW = 30
 """Values of a part of the year below which quantiles are hardly known: a month of daily values."""
-
-
-def _warn(text: str) -> None:
-    print(f"perrin: warning: {text}", file=sys.stderr)
 
 
 class Samples:
@@ -111,7 +106,7 @@ def correct_fields(
         _check_times(part, three, (simulation, reference, historical or simulation), options)
     now, then, _ = next(iter(samples.values()))
     if historical is None and (max(now.times) < min(then.times) or min(now.times) > max(then.times)):
-        _warn(
+        warn(
             f"{simulation.label} and {reference.label} are of different years, so what has changed between them counts as "
             "bias: --historical takes the simulation of the reference's years"
         )
@@ -156,7 +151,7 @@ def _check_times(
                 )
         least = min(int(counts[g]) for g in needed)
         if least < _FEW:
-            _warn(
+            warn(
                 f"{file.label} has only {least} values of {part} at a place and part of the year: their distribution is "
                 "hardly known (a longer record, --group all or --method mean helps)"
             )
@@ -194,7 +189,7 @@ def _correct_part(
             values[groups[0] == group, band] = correct(now, then, past, options)
         negative += int((values[:, band] < 0).sum())
     if amounts and negative:
-        _warn(
+        warn(
             f"{name} is nowhere negative in the files, but {negative} of its corrected values are: --ratio corrects amounts"
         )
     whole = values.reshape(*x.shape, rows, columns)

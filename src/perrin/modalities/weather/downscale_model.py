@@ -8,8 +8,8 @@ conservation of the coarse means are in float64.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from perrin.core import SOLVERS, CounterNoise, Dense, plan_steps, sample
 from perrin.core.grids import logit_normal
 from perrin.core.noise import splitmix64_tensor
 from perrin.errors import PerrinError
+from perrin.modalities.weather import amounts
 from perrin.modalities.weather.downscaling import (
     FIELD,
     DownscaleConfig,
@@ -42,7 +43,7 @@ from perrin.modalities.weather.downscaling import (
     transform,
 )
 from perrin.modalities.weather.grid import cell_areas, is_circle
-from perrin.nets.local_unet import LocalUNet, by_tiles
+from perrin.nets.local_unet import LocalUNet, by_tiles, tiled_work
 
 if TYPE_CHECKING:  # the model runs where there is no xarray
     from perrin.modalities.weather.fields import Fields
@@ -52,7 +53,6 @@ _KELVIN, _CELSIUS = (
     ("K", "kelvin", "Kelvin", "degK"),
     ("degC", "degree_Celsius", "degrees_Celsius", "celsius", "C"),
 )
-_AMOUNT = ("kg m-2", "kg/m2", "kg m**-2", "mm")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,11 +73,13 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoarseStart:
-    """A valid time, or the start of a forecast, and its coarse fields, `[K, L, C, rows, columns]`: members and leads."""
+    """A valid time, or the start of a forecast, and its coarse fields, `[K, L, C, rows, columns]`: members and leads;
+    what else is to be said of the fine fields."""
 
     time: Any
     months: tuple[int, ...]
     states: NDArray[np.float64]
+    comments: Mapping[str, str] = field(default_factory=dict)
 
 
 class DownscaleModel:
@@ -91,6 +93,7 @@ class DownscaleModel:
         place: of models with places.
         steps: network evaluations for a field.
         inflation: γ, a factor of the residual, chosen on times that were not trained on.
+        interval: of amounts, seconds, where it is known.
     """
 
     kind = "downscale"
@@ -106,12 +109,13 @@ class DownscaleModel:
         *,
         steps: int = 16,
         inflation: float = 1.0,
+        interval: float | None = None,
         name: str = "",
         sha256: str = "",
     ) -> None:
         self.config, self.mean, self.residual, self.scales = config, mean, residual, scales
         self.attributes, self.place, self.steps, self.inflation = attributes, place, steps, inflation
-        self.name, self.sha256 = name, sha256
+        self.interval, self.name, self.sha256 = interval, name, sha256
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +144,8 @@ class DownscaleModel:
             "steps": self.steps,
             "inflation": self.inflation,
         }
+        if self.interval is not None:
+            words["interval"] = self.interval
         if self.place is not None:
             words["climatology_unit"] = self._unit()
             words["latitude_edges"] = self.place.lat_edges.tolist()
@@ -193,6 +199,7 @@ class DownscaleModel:
                 place,
                 steps=int(model["steps"]),
                 inflation=float(model["inflation"]),
+                interval=None if model.get("interval") is None else float(model["interval"]),
                 name=bundle.path.name,
                 sha256=bundle.sha256,
             )
@@ -251,6 +258,7 @@ class Downscaling:
         self.static = torch.cat(fixed).to(model.device)
         net = model.residual.net.config
         size = max(net.stride, tile // net.stride * net.stride)
+        self.margin, self.work = net.halo, tiled_work(rows, columns, size, net.halo, circle=self.circle)
         self.evaluate = partial(by_tiles, size=size, halo=net.halo, stride=net.stride, circle=self.circle)
         self.denoiser = residual_denoiser(model.residual, rows, columns)
         self.plan = plan_steps(
@@ -295,7 +303,10 @@ class Downscaling:
         """The variables and their attributes."""
         # `cell_methods` speaks of `time`, which forecasts have in two parts
         attributes = self.model.attributes.items()
-        return {k: {a: v for a, v in words.items() if a != "cell_methods"} for k, words in attributes}
+        out = {k: {a: v for a, v in words.items() if a != "cell_methods"} for k, words in attributes}
+        for name, comment in start.comments.items():
+            out[name]["comment"] = comment
+        return out
 
     @torch.no_grad()
     def members(
@@ -428,11 +439,12 @@ class Downscaling:
             wanted: whether each of its starts is; all by default.
 
         Raises:
-            PerrinError: amounts are negative, or all is missing.
+            PerrinError: amounts are negative, or of another interval than the model's; a unit cannot be converted; all is
+                missing.
         """
-        convert = [
-            self._conversion(fields, part, name) for part, name in zip(parts, self.model.config.fields)
-        ]
+        names = self.model.config.fields
+        convert = [self._conversion(fields, part, name) for part, name in zip(parts, names)]
+        comments = {n: c for part, n in zip(parts, names) if (c := self._comment(fields, part, n))}
         out = []
         for init, time in enumerate(fields.references):
             if wanted is not None and not wanted[init]:
@@ -451,18 +463,36 @@ class Downscaling:
                     f"expected amounts, given {np.nanmin(states):g} at {time} in {fields.label}: set negative ones to 0"
                 )
             months = tuple(lead.after(time).month - 1 for lead in fields.leads)
-            out.append(CoarseStart(time=time, months=months, states=states))
+            out.append(CoarseStart(time=time, months=months, states=states, comments=comments))
         return out
 
     def _conversion(self, fields: Fields, part: str, name: str) -> Any:
         """From the file's unit to the model's."""
         given, wanted = fields.units(part), self.model.attributes[name].get("units", "")
-        if given == wanted or not given or not wanted or {given, wanted} <= set(_AMOUNT):
+        if self.model.config.amounts:
+            if wanted and not given:
+                raise PerrinError(
+                    f"expected {part} with its unit, given none in {fields.label}: set its attribute units, for example "
+                    f"{wanted!r}"
+                )
+            amounts.check_interval(fields, part, self.model.interval)
+            factor = amounts.factor(given, wanted, self.model.interval)
+            if factor is not None:
+                return lambda x: x if factor == 1 else x * factor
+        if given == wanted or not given or not wanted:
             return lambda x: x
         if given in (*_KELVIN, *_CELSIUS) and wanted in (*_KELVIN, *_CELSIUS):
             offset = 273.15 * ((wanted in _KELVIN) - (given in _KELVIN))
             return lambda x: x + offset
         raise PerrinError(f"expected {part} in {wanted}, given {given!r} in {fields.label}: convert it")
+
+    def _comment(self, fields: Fields, part: str, name: str) -> str:
+        """Over how long amounts are that the file has as rates."""
+        units = fields.units(part), self.model.attributes[name].get("units", "")
+        given, wanted = map(amounts.parse_unit, units)
+        if not self.model.interval or not (given and wanted) or given.seconds is None or wanted.seconds:
+            return ""
+        return f"amounts over {amounts.duration(self.model.interval)}, made of rates in {units[0]}"
 
 
 def even_edges(centres: NDArray[np.float64], name: str) -> NDArray[np.float64]:
@@ -489,7 +519,8 @@ def find_parts(fields: Fields, model: DownscaleModel) -> list[str]:
     for name in model.config.fields:
         standard = model.attributes[name].get("standard_name", "")
         attributes = {p: fields.dataset[v.variable].attrs for p, v in fields.parts.items()}
-        by_standard = [p for p, a in attributes.items() if standard and a.get("standard_name") == standard]
+        same = amounts.STANDARD_NAMES if standard in amounts.STANDARD_NAMES else (standard,)
+        by_standard = [p for p, a in attributes.items() if standard and a.get("standard_name") in same]
         found = [name] if name in fields.parts else by_standard
         if not found:
             raise PerrinError(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perrin.core import sample_seeds
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, counted, warn
 from perrin.modalities.weather.downscale_model import DownscaleModel, Downscaling, Place, even_edges
 from perrin.modalities.weather.downscaling import (
     DownscaleConfig,
@@ -52,6 +52,7 @@ class FineRecord:
         lat_edges, lon_edges: of the fine cells, degrees.
         values: `[T, C, rows, columns]`, float32, NaN where there is none.
         attributes: of each field.
+        left_out: rows and columns of the file that make up no whole coarse cell.
     """
 
     times: list[Any]
@@ -59,6 +60,7 @@ class FineRecord:
     lon_edges: NDArray[np.float64]
     values: NDArray[np.float32]
     attributes: dict[str, dict[str, str]]
+    left_out: tuple[int, int] = (0, 0)
 
     @property
     def circle(self) -> bool:
@@ -121,7 +123,17 @@ def read_record(fields: Fields, factor: int, variables: Sequence[str] = ()) -> F
         lon_edges=edges[1],
         values=values.astype(np.float32),
         attributes={n: attributes(fields, n) for n in names},
+        left_out=(len(fields.latitude) % factor, len(fields.longitude) % factor),
     )
+
+
+def tell_left_out(record: FineRecord, factor: int) -> None:
+    """Warn of what is left out at the ends of a record, if anything is."""
+    parts = [counted(n, word) for n, word in zip(record.left_out, ("rows", "columns")) if n]
+    if parts:
+        warn(
+            f"{' and '.join(parts)} at the ends left out, which make up no whole cells of {factor} x {factor}"
+        )
 
 
 def attributes(fields: Fields, part: str) -> dict[str, str]:

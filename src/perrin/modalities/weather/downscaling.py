@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from perrin.core import Composite, Dense, EDMHead, Gaussian, GeneratorNoise, NetworkDenoiser, State
+from perrin.core import Composite, Dense, EDMHead, Gaussian, GeneratorNoise, NetworkDenoiser
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.errors import PerrinError
+from perrin.nets.field import FieldNetwork
 from perrin.nets.local_unet import LocalUNet, LocalUNetConfig
 from perrin.train import BatchPlan
 
@@ -207,29 +208,23 @@ def conserve(y: Tensor, c: Tensor, area: Tensor, factor: int, *, amounts: bool) 
 # ---- the two networks
 
 
-class ResidualNetwork(nn.Module):
+class ResidualNetwork(FieldNetwork):
     """The U-Net with what a `NetworkDenoiser` hands it; evaluated by tiles where `tile` is given."""
+
+    field = FIELD
 
     def __init__(self, config: LocalUNetConfig) -> None:
         super().__init__()
         self.net = LocalUNet(config)
         self.evaluate: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
 
-    def forward(
-        self,
-        fields: State,
-        t: Tensor,
-        *,
-        condition: Any = None,
-        layouts: Any = None,
-        previous: State | None = None,
-    ) -> State:
+    def output(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:
         """`condition`: `[B, inputs − C, rows, columns]`."""
         level = torch.logit(t.clamp(1e-4, 1 - 1e-4)) / 4
-        x = torch.cat([fields[FIELD], condition], 1)
+        x = torch.cat([x, condition], 1)
         if self.evaluate is None:
-            return {FIELD: self.net(x, level)}
-        return {FIELD: self.evaluate(lambda piece: self.net(piece, level), x)}
+            return self.net(x, level)
+        return self.evaluate(lambda piece: self.net(piece, level), x)
 
 
 def residual_denoiser(network: ResidualNetwork, rows: int, columns: int) -> NetworkDenoiser:

@@ -141,10 +141,34 @@ class Fields:
         """The number of ensemble members, 1 where the file has no such dimension."""
         return int(self.dataset.sizes.get("realization", 1))
 
+    @property
+    def is_forecast(self) -> bool:
+        """Whether fields are by start and period, not by valid time."""
+        return "forecast_reference_time" in self.dataset.coords and "time" not in self.dataset.coords
+
     @cached_property
     def times(self) -> list[Any]:
-        """Valid times of a file without forecast periods, cftime objects."""
+        """Valid times of a file without forecast periods, cftime objects.
+
+        Raises:
+            PerrinError: it has none.
+        """
+        if self.is_forecast:
+            raise PerrinError(
+                f"expected fields by valid time, given forecasts by start and period in {self.label}: choose a file of "
+                "analyses or observations"
+            )
         return _times(self.dataset, "time", self.label)
+
+    def time_coordinates(self) -> dict[str, Any]:
+        """`times` and, where the file has them, their bounds, for a dataset of the same times."""
+        bounds = self.dataset.get(str(self.dataset["time"].attrs.get("bounds", "")))
+        if bounds is None or bounds.dims[:1] != ("time",) or bounds.ndim != 2:
+            return {"time": self.times}
+        return {
+            "time": ("time", self.times, {"bounds": "time_bounds"}),
+            "time_bounds": (("time", "bound"), bounds.values),
+        }
 
     @cached_property
     def references(self) -> list[Any]:

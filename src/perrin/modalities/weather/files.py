@@ -91,6 +91,10 @@ def prepare(
         encoding[name] = {"dtype": "float32", "_FillValue": np.float32(np.nan)} | (
             {"chunks": chunks} if chunks else {}
         )
+    if "time_bounds" in out:  # CF: the unit of both is one
+        first = out["time_bounds"].values.flat[0].strftime("%Y-%m-%d %H:%M:%S")
+        for name in ("time", "time_bounds"):
+            encoding[name]["units"] = f"minutes since {first}"
     words = {
         "Conventions": "CF-1.11",
         "history": f"written by perrin {__version__}",

@@ -39,11 +39,16 @@ class Bins:
         return self.leads if self.edges is None else len(self.edges) - 1
 
     @property
+    def whole(self) -> int:
+        """Steps that are in one of the pieces."""
+        return self.leads if self.edges is None else self.edges[-1] - self.edges[0]
+
+    @property
     def group(self) -> int:
         """Of them, how many are in a segment."""
         if self.edges is None:
             return min(SEGMENT, self.leads)
-        return min(self.count, max(1, round(SEGMENT * self.count / (self.edges[-1] - self.edges[0]))))
+        return min(self.count, max(1, round(SEGMENT * self.count / self.whole)))
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -91,9 +96,9 @@ def bins(every: str | None, times: Sequence[Any], leads: int, hours: int) -> Bin
     """
     if every is None:
         return Bins(None, leads)
-    match = re.fullmatch(r"(\d+)d", every)
-    if match and int(match[1]) and int(match[1]) * 24 % hours == 0:
-        length = int(match[1]) * 24 // hours
+    days = days_of(every)
+    if days and days * 24 % hours == 0:
+        length = days * 24 // hours
         edges = tuple(range(0, leads + 1, length))
     elif every == "month":
         each = {_months(time, leads, hours) for time in times}
@@ -113,6 +118,12 @@ def bins(every: str | None, times: Sequence[Any], leads: int, hours: int) -> Bin
             "ask for more days"
         )
     return Bins(edges, edges[-1])
+
+
+def days_of(every: str) -> int | None:
+    """5 of `5d`; `None` of what is not of this form."""
+    match = re.fullmatch(r"(\d+)d", every)
+    return int(match[1]) if match else None
 
 
 def _months(time: Any, leads: int, hours: int) -> tuple[int, ...]:

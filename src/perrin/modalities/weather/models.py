@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
-from perrin.errors import PerrinError, check_counts, counted
+from perrin.errors import PerrinError, check_counts, counted, warn
 from perrin.modalities import find_bundle
+from perrin.modalities.weather.amounts import intervals
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
 from perrin.modalities.weather.downscale_model import (
+    TILE,
     DownscaleModel,
     Downscaling,
     find_parts,
@@ -27,6 +29,7 @@ from perrin.modalities.weather.downscale_model import (
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.forecast import ForecastModel, Rollout, rollout
 from perrin.modalities.weather.infill import nearest
+from perrin.modalities.weather.means import bins, days_of
 from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.run.device import choose_device
@@ -80,6 +83,11 @@ def forecast(a: Namespace) -> None:
     assert not isinstance(model, DownscaleModel)  # `WeatherModality.works`
     leads, step = _length(model, a)
     fields = open_fields(a.file) if a.file else None
+    if fields is not None and fields.is_forecast:
+        raise PerrinError(
+            f"expected analyses by time to start from, given a forecast in {fields.label}: start from what it started from, "
+            f"with more --{'months' if isinstance(model, SSTModel) else 'days'}"
+        )
     if a.start and fields is None:
         raise PerrinError("expected --file with --start, given none: the sample has one start only")
     starts: list[Any]
@@ -119,7 +127,10 @@ def forecast(a: Namespace) -> None:
         else counted(int(days), "days")
     )
     if a.every:
-        length += f" as means of {a.every}"
+        pieces = bins(a.every, [s.time for s in starts], leads, int(step))
+        length += f" as {counted(pieces.count, 'means')} of {a.every}"
+        if left := (leads - pieces.whole) * int(step) // 24:
+            length += f" ({counted(left, 'days')} in no whole one left out)"
     print(f"{counted(a.members, 'members')} from {when}, {length}, in {a.out}: {done}")
 
 
@@ -133,7 +144,9 @@ def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float
                 )
         months = model.longest if a.months is None else a.months
         if not 1 <= months <= model.longest:
-            raise PerrinError(f"expected --months from 1 to {model.longest}, given {months}")
+            raise PerrinError(
+                f"expected --months from 1 to {model.longest}, given {months}: ask for another number"
+            )
         return months, 1
     if a.months is not None:
         raise PerrinError("expected --days for a daily model, given --months: say --days 15")
@@ -146,6 +159,14 @@ def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float
         days = int(365.2425 * a.years)
     if days < 1 or days * 24 % hours:
         raise PerrinError(f"expected --days of at least 1 that steps of {hours} hours make up, given {days}")
+    each = days_of(a.every) if a.every else None
+    if each and each <= days and days % each:
+        if a.years is None:
+            near = f"{days - days % each} or {days - days % each + each}"
+            raise PerrinError(
+                f"expected --days that means of {each} days make up, given {days} and --every {a.every}: say {near}"
+            )
+        days -= days % each  # a year is no whole number of them
     return days * 24 // hours, hours
 
 
@@ -177,23 +198,13 @@ def assimilate(a: Namespace) -> None:
     for month in months:  # said before the work, which may take long
         nearest(model.places, (month.latitude, month.longitude))
     options = Rollout(members=a.members, leads=1, step=0, seed=a.seed, workers=a.workers or cpu_count())
-    begin = time.perf_counter()
     words = {
         "title": f"fields given observations, by {model.name}",
         "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
         "comment": f"observations of {Path(a.observations).name}",
     }
-    rollout(SSTInfill(model), months, options, a.out, words)
-    write_record(
-        record_path(a.out),
-        record(
-            "assimilate",
-            a,
-            bundle={"path": a.target, "sha256": model.sha256},
-        ),
-    )
-    seconds = time.perf_counter() - begin
-    print(f"{counted(a.members, 'members')} of {counted(len(months), 'months')} in {a.out}: {seconds:.1f} s")
+    done = _rolled("assimilate", a, SSTInfill(model), months, options, words)
+    print(f"{counted(a.members, 'members')} of {counted(len(months), 'months')} in {a.out}: {done}")
 
 
 def downscale(a: Namespace) -> None:
@@ -201,6 +212,11 @@ def downscale(a: Namespace) -> None:
     check_counts(tile=a.tile)
     model = load(read_bundle(find_bundle(a.target)), device=choose_device(a.device))
     assert isinstance(model, DownscaleModel)  # `WeatherModality.works`
+    if a.factor not in (None, model.config.factor):
+        raise PerrinError(
+            f"expected --factor {model.config.factor}, that of {a.target}, given {a.factor}: leave it out, or train a "
+            f"model for yours (perrin train weather/downscale --factor {a.factor})"
+        )
     fields = open_fields(a.file)
     parts = find_parts(fields, model)
     leads = fields.leads
@@ -217,6 +233,11 @@ def downscale(a: Namespace) -> None:
                 f"expected --times within {first} to {last}, the times of {fields.label}, given {a.times}"
             )
     starts = grid.starts(fields, parts, wanted)
+    if a.tile < grid.margin and grid.work > 2:
+        warn(
+            f"tiles of {a.tile} cells are looked at with a margin of {grid.margin} on every side: {grid.work:.0f} times the "
+            f"work of the whole map; a larger --tile, such as {TILE}, is faster"
+        )
     many = a.members * len(starts) * len(leads) * grid.area.numel() > 10**6 and model.device.type == "cpu"
     options = Rollout(
         members=a.members,
@@ -303,7 +324,9 @@ def train_downscale(a: Namespace) -> None:
     spans = [*a.hold_out, *([a.calibrate] if a.calibrate else [])]
     held = parse_spans(spans, "--hold-out")
     names = a.variables.split(",") if a.variables else []
-    record_ = downscale_train.read_record(open_fields(a.data), a.factor, names)
+    data = open_fields(a.data)
+    record_ = downscale_train.read_record(data, a.factor, names)
+    downscale_train.tell_left_out(record_, a.factor)
     config = DownscaleConfig(
         fields=tuple(record_.attributes),
         factor=a.factor,
@@ -338,6 +361,9 @@ def train_downscale(a: Namespace) -> None:
     model, losses = downscale_train.train_downscale(
         record_, config, used, options, out, patch=a.patch or 64, accelerator="cuda" if gpu else "cpu"
     )
+    if config.amounts:
+        span = intervals(data, config.fields[0])
+        model.interval = None if span is None else sum(span) / 2
     found: dict[str, Any] = dict(losses)
     if a.calibrate:
         few = np.flatnonzero(chosen)[:: max(1, int(chosen.sum()) // 12)]
@@ -372,7 +398,8 @@ def train(a: Namespace) -> None:
 
     if a.target != "weather/sst":
         raise PerrinError(
-            f"expected weather/sst or weather/downscale, given {a.target!r}: others cannot be trained so far"
+            f"expected weather/sst or weather/downscale, given {a.target!r}: say one of them (weather/rain and "
+            "weather/sst-fine are made by weather/downscale); others cannot be trained so far"
         )
     if not a.data:
         raise PerrinError("expected --data with a monthly record of sea surface temperature, given none")

@@ -49,7 +49,7 @@ def read_observations(path: str | Path, error: float | None = None) -> list[Obse
         elif role != "error":
             raise PerrinError(
                 f"expected columns time, latitude, longitude and value in {path}, given {', '.join(header) or 'none'}: "
-                f"name the column {role}"
+                f"rename yours, for {role} is lacking"
             )
     if error is not None and not error > 0:
         raise PerrinError(f"expected --error above 0, given {error}")
@@ -79,7 +79,7 @@ def read_observations(path: str | Path, error: float | None = None) -> list[Obse
         ):
             raise PerrinError(
                 f"expected degrees, a temperature in °C and an error above 0 in line {number} of {path}, given "
-                f"{','.join(row)[:60]!r}"
+                f"{','.join(row)[:60]!r}: correct it{' (0 °C is 273.15 K)' if values[2] > HOTTEST else ''}"
             )
         months.setdefault((int(match[1]), int(match[2])), []).append(values)
     if not months:

@@ -73,7 +73,7 @@ def read_radar(path: str | Path, *, cell: float = 0.01, station: str | None = No
     Raises:
         PerrinError: there are no such files, or of several stations.
     """
-    times, fields, stations = [], [], {}
+    times, begins, fields, stations = [], [], [], {}
     grid: tuple[Array, Array] | None = None
     for data in _files(Path(path)):
         with _open(data) as file:
@@ -89,6 +89,9 @@ def read_radar(path: str | Path, *, cell: float = 0.01, station: str | None = No
             rain[rain < 0] = np.nan  # a few flags beside the declared one
             end = file["valid_time"]
             times.append(cftime.num2date(end[...], end.units, calendar="standard"))
+            begin = file.variables.get("start_time")
+            if begin is not None:
+                begins.append(cftime.num2date(begin[...], begin.units, calendar="standard"))
             fields.append(_binned(rain, number, (len(grid[0]), len(grid[1]))))
     if grid is None or (station is None and len(stations) > 1):
         found = ", ".join(f"{k} ({v})" for k, v in stations.items()) or "none"
@@ -102,6 +105,10 @@ def read_radar(path: str | Path, *, cell: float = 0.01, station: str | None = No
         "units": "kg m-2",
         "cell_methods": "time: sum",
     }
+    time: dict[str, Any] = {"time": [times[i] for i in order]}
+    if len(begins) == len(times):
+        time["time"] = ("time", time["time"], {"bounds": "time_bounds"})
+        time["time_bounds"] = (("time", "bound"), [[begins[i], times[i]] for i in order])
     return xr.Dataset(
         {
             "precipitation": (
@@ -110,7 +117,7 @@ def read_radar(path: str | Path, *, cell: float = 0.01, station: str | None = No
                 words,
             )
         },
-        {"time": [times[i] for i in order], "latitude": grid[0], "longitude": grid[1]},
+        time | {"latitude": grid[0], "longitude": grid[1]},
     )
 
 

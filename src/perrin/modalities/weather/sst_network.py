@@ -24,9 +24,9 @@ from perrin.core import (
     GeneratorNoise,
     NetworkDenoiser,
     RectifiedFlow,
-    State,
 )
 from perrin.core.losses import sample_times_edm, stratified
+from perrin.nets.field import FieldNetwork
 from perrin.train import BatchPlan
 
 FIELD = "amplitudes"
@@ -56,8 +56,10 @@ class AmplitudeConfig:
         return asdict(self)
 
 
-class AmplitudeNetwork(nn.Module):
+class AmplitudeNetwork(FieldNetwork):
     """See the module's text."""
+
+    field = FIELD
 
     def __init__(self, config: AmplitudeConfig) -> None:
         super().__init__()
@@ -79,17 +81,8 @@ class AmplitudeNetwork(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(
-        self,
-        fields: State,
-        t: Tensor,
-        *,
-        condition: Any = None,
-        layouts: Any = None,
-        previous: State | None = None,
-    ) -> State:
-        """The output for `fields["amplitudes"]`, `[B, K]`; `condition` is `[B, C]`."""
-        x = fields[FIELD]
+    def output(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:
+        """`x`: `[B, K]`; `condition`: `[B, C]`."""
         given = torch.cat([condition, torch.ones_like(condition[:, :1])], 1)
         if self.training and self.condition_dropout:
             keep = torch.rand(len(x), 1, device=x.device) >= self.condition_dropout
@@ -98,7 +91,7 @@ class AmplitudeNetwork(nn.Module):
         h = self.enter(torch.cat([x, given, angle.cos(), angle.sin()], 1))
         for block in self.blocks:
             h = h + block(h)
-        return {FIELD: self.leave(h)}
+        return self.leave(h)
 
 
 def build_denoiser(config: AmplitudeConfig) -> NetworkDenoiser:

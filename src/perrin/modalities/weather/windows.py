@@ -43,6 +43,7 @@ from perrin.core.guides.posterior import MMPS, Measurement
 from perrin.core.layout import Layouts
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.nets.features import Waves
+from perrin.nets.field import FieldNetwork
 
 FIELD = "window"
 
@@ -90,8 +91,10 @@ def _neighbours(x: Tensor) -> Tensor:
     return torch.cat([x.roll(1, 1), x, x.roll(-1, 1)], -1)
 
 
-class WindowNetwork(nn.Module):
+class WindowNetwork(FieldNetwork):
     """A network on the circle whose channels are the times of the window; it commutes with rotations."""
+
+    field = FIELD
 
     def __init__(self, config: WindowConfig) -> None:
         super().__init__()
@@ -102,21 +105,13 @@ class WindowNetwork(nn.Module):
         self.leave = nn.Linear(config.width, config.length)
         nn.init.zeros_(self.leave.weight)
 
-    def forward(
-        self,
-        fields: State,
-        t: Tensor,
-        *,
-        condition: Any = None,
-        layouts: Any = None,
-        previous: State | None = None,
-    ) -> State:
-        """`fields["window"]`: `[B, T, n]`."""
+    def output(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:
+        """`x`: `[B, T, n]`."""
         e = self.level(self.waves(torch.logit(t.clamp(1e-5, 1 - 1e-5)) / 4))
-        h = self.enter(_neighbours(fields[FIELD].transpose(1, 2)))
+        h = self.enter(_neighbours(x.transpose(1, 2)))
         for block in self.blocks:
             h = block(h, e)
-        return {FIELD: self.leave(h).transpose(1, 2)}
+        return self.leave(h).transpose(1, 2)
 
 
 def build_denoiser(config: WindowConfig) -> NetworkDenoiser:

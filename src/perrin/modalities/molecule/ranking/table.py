@@ -28,7 +28,7 @@ def check_table(path: str | Path) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise PerrinError(
-            f"expected an output file with one of the suffixes {', '.join(SUFFIXES)}, given {path}"
+            f"expected an output file with one of the suffixes {', '.join(SUFFIXES)}, given {path}: change it"
         )
     if Path(path).is_dir():
         raise PerrinError(f"expected an output file, given the directory {path}: add a file name")

@@ -64,7 +64,8 @@ def read_flow(path: str | Path) -> Trajectories:
         name = next((n for n in AXES if n in file), None)
         if name is None or "time" not in file:
             raise PerrinError(
-                f"expected {', '.join(AXES)} and time in {path}, given neither or one: is it a file of flows?"
+                f"expected time and one of {', '.join(AXES)} in {path}, given {', '.join(file) or 'nothing'}: 'perrin data "
+                "particle/kolmogorov' and its like make such files"
             )
         w, time = file[name], np.asarray(file["time"], dtype=np.float64)
         axes = f"[trajectory, time, {', '.join(AXES[name])}]"

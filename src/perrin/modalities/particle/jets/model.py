@@ -162,7 +162,9 @@ class JetModel(ParticleModel[Staged, JetConfig]):
             PerrinError: an unknown class, or ranges that are none or hold no jet of the training data.
         """
         if wish.kind not in self.config.classes:
-            raise PerrinError(f"expected --class {', '.join(self.config.classes)}, given {wish.kind!r}")
+            raise PerrinError(
+                f"expected --class with one of {', '.join(self.config.classes)}, given {wish.kind!r}: choose one of them"
+            )
         number = self.config.classes.index(wish.kind)
         for name, given, row, log in (("--pt", wish.pt, 0, True), ("--mass", wish.mass, 2, True)):
             if given is None:
