@@ -272,7 +272,7 @@ class AtmosphereTask:
         constants: `[2, rows, columns]`.
         change: the changes' standard deviations, `[C]`.
         batch, seed: of the order of the samples.
-        jitter: the size of random errors in the two past states, as those of the steps before: isotropic, with the same power
+        jitter: the size of random errors in the two past states, as of the steps before: isotropic, with the same power
             in every degree, half of it common to both. A sample's have u² of this size, u uniform, in units of the changes'
             standard deviation. The target is the change from the state with its error to the true next one: the network
             learns to return.
