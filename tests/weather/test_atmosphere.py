@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from test_cf import complaints
 from perrin import load
 from perrin.bundle import write_bundle
 from perrin.cli import main
-from perrin.core import CounterNoise, Dense, sample_seeds
+from perrin.core import CounterNoise, Dense, NetworkDenoiser, sample_seeds
+from perrin.errors import PerrinError
 from perrin.modalities.weather import MODALITY
 from perrin.modalities.weather.atmosphere import (
     FIELD,
@@ -34,7 +36,7 @@ from perrin.modalities.weather.atmosphere import (
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.fields import open_fields
 from perrin.modalities.weather.infill import correlation
-from perrin.nets.sphere import gauss_latitudes
+from perrin.nets.sphere import gauss_latitudes, power
 from perrin.nets.sphere_unet import SphereUNet, SphereUNetConfig
 
 CONFIG = AtmosphereConfig(
@@ -402,3 +404,127 @@ def test_a_member_goes_on_from_its_last_segment(
     assert len(files) > 6
     for path in files:
         assert (tmp_path / "a.zarr" / path).read_bytes() == (tmp_path / "b.zarr" / path).read_bytes()
+
+
+def fitted(config: AtmosphereConfig, states: torch.Tensor, change: torch.Tensor) -> NetworkDenoiser:
+    """A network that knows its climatology, with random weights."""
+    torch.manual_seed(1)
+    denoiser = build_denoiser(config).eval().requires_grad_(False)
+    for p in denoiser.network.net.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    denoiser.network.climatology.fit(states, change)
+    return denoiser
+
+
+def test_climatology_is_of_the_states() -> None:
+    """States around a pattern: what the network is told has variance one, and the constant part is gone."""
+    transform, change = harmonics(8, 16, 8), torch.tensor([0.1, 0.2, 0.4])
+    pattern = transform.inverse(transform(torch.randn(3, 8, 16)))
+    process = SphereGaussian(features=(3, 8, 16), degree=8)
+    noise = CounterNoise(sample_seeds(0, range(3000)))
+    size = torch.tensor([0.01, 1.0, 3.0])[:, None, None]
+    states = pattern + size * process.draw(noise, Dense(3000), name="x", step=0)
+    climatology = build_denoiser(replace(CONFIG, climatology=True)).network.climatology
+    climatology.fit(states, change)
+    now, tendency, anomaly = climatology(states[1:], states[:-1]).chunk(3, 1)
+    torch.testing.assert_close(now, states[1:])
+    torch.testing.assert_close(
+        tendency, (states[1:] - states[:-1]) / change[:, None, None], rtol=2e-3, atol=1e-4
+    )
+    assert (anomaly.var((0, 2, 3)) - 1).abs().max() < 0.02
+    assert anomaly.mean(0).abs().max() < 0.1
+    # each coefficient's own: E|a_lm|² = 4π size² / L² for white noise of degree below L
+    below = torch.tril(torch.ones(8, 8)).bool()
+    truth = (4 * np.pi) ** 0.5 / 8 * size[:, 0]
+    found = climatology.log_scale.exp()[:, below]
+    torch.testing.assert_close(found, truth.expand_as(found), rtol=0.06, atol=0)
+
+
+def test_climatology_is_a_linear_change_of_what_is_told() -> None:
+    """The first convolution of a network without can be written as one with: outputs agree."""
+    torch.manual_seed(0)
+    plain = build_denoiser(CONFIG).double().eval().requires_grad_(False)
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    change = torch.tensor([0.5, 0.25, 0.125])  # whose logarithms are rounded
+    told = build_denoiser(replace(CONFIG, climatology=True)).double().eval().requires_grad_(False)
+    told.network.climatology.fit(torch.randn(50, 3, 8, 16), change)
+    of, weights = told.network.climatology.log_change.exp().flatten(), dict(plain.named_parameters())
+    for name, p in told.named_parameters():
+        if name.endswith("net.enter.weight"):
+            w, p[:] = weights[name], 0.0
+            p[:, :3], p[:, 3:6] = w[:, :3], w[:, 3:6] + w[:, 6:9]
+            p[:, 6:9] = -w[:, 6:9] * of[:, None, None]
+            p[:, 12:] = w[:, 9:]
+        elif "climatology" not in name:
+            p.copy_(weights[name])
+    x, condition = torch.randn(2, 3, 8, 16).double(), torch.randn(2, 13, 8, 16).double()
+    t = torch.tensor([0.3, 0.8]).double()
+    a, b = (d({FIELD: x}, t, condition=condition, layouts={FIELD: Dense(2)})[FIELD] for d in (plain, told))
+    torch.testing.assert_close(a, b)
+
+
+def test_bundle_keeps_climatology_bound_and_what_is_held(tmp_path: Path) -> None:
+    """A model that is written and read makes the same step; no coefficient leaves the bound; the held mean stays."""
+    config = replace(CONFIG, climatology=True, bound=3.0, holds=("z",))
+    transform, change = harmonics(8, 16, 8), torch.tensor([0.3, 0.5, 0.6])
+    states = transform.inverse(transform(0.1 * torch.randn(400, 3, 8, 16)))
+    denoiser = fitted(config, states, change)
+    denoiser.half().float()
+    words = {n: {"standard_name": "air_temperature", "units": "K"} for n in config.fields}
+    norm = Normalisation(torch.zeros(3), torch.ones(3), change.log().half().float().exp())
+    model = AtmosphereModel(
+        denoiser, config, norm, torch.zeros(2, 8, 16), words, torch.zeros(2, 3, 8, 16), 40.0, steps=4
+    )
+    write_bundle(tmp_path / "b", modality="weather", model=model.to_json(), weights=model.weights(), card="c")
+    again = load(tmp_path / "b")
+    assert again.config == config
+    for tensors in zip(denoiser.parameters(), again.denoiser.parameters(), strict=True):
+        torch.testing.assert_close(*tensors, rtol=0, atol=0)
+    noise = CounterNoise(sample_seeds(0, range(2)))
+    found = model.step(states[2:4], states[:2], 3.0, noise)
+    torch.testing.assert_close(again.step(states[2:4], states[:2], 3.0, noise), found)
+    climatology = denoiser.network.climatology
+    a, mean = transform(found), transform(climatology.mean)
+    ratio = ((a - mean).abs() / climatology.log_scale.exp())[..., torch.tril(torch.ones(8, 8)).bool()]
+    assert ratio.max() < 3.001
+    assert (ratio > 2.999).any()  # changes are several times the states' own scale here
+    torch.testing.assert_close(transform(found[:, 0])[:, 0, 0], transform(states[2:4, 0])[:, 0, 0])
+    inside = transform(states[:20])
+    torch.testing.assert_close(climatology.bound(inside, mean, 9.0), inside, rtol=0, atol=0)
+
+
+def test_errors_of_the_past_states() -> None:
+    """Isotropic, as much in each degree, half common to both; the next state stays the true one."""
+    change = torch.tensor([1.0, 2.0, 4.0])
+    states = torch.zeros(4, 3, 8, 16)
+    task = AtmosphereTask(
+        build_denoiser(CONFIG),
+        CONFIG,
+        states,
+        torch.arange(4.0),
+        1,
+        torch.zeros(2, 8, 16),
+        change,
+        batch=4000,
+        seed=0,
+        jitter=0.5,
+    )
+    task.plan = lambda step: (0, torch.zeros(4000, dtype=torch.int64))  # type: ignore[assignment]
+    _, batch = task.prepare(0, generator=torch.Generator().manual_seed(0), rank=0, world=1)
+    now, before = batch["condition"][:, :3], batch["condition"][:, 3:6]
+    torch.testing.assert_close(batch["x_0"], -now / change[:, None, None])
+    scaled = now / change[:, None, None]
+    expected = 0.5**2 / 5  # E u⁴ = 1/5
+    torch.testing.assert_close(scaled.var((0, 1)), torch.full((8, 16), expected), rtol=0.1, atol=0)
+    torch.testing.assert_close(
+        (now * before).mean() / now.square().mean(), torch.tensor(0.5), rtol=0.05, atol=0
+    )
+    shares = power(harmonics(8, 16, 8)(scaled)).mean((0, 1)) / expected
+    torch.testing.assert_close(shares, torch.full((8,), 1 / 8), rtol=0.15, atol=0)
+
+
+def test_impossible_configurations_are_refused() -> None:
+    for more in ({"bound": 3.0}, {"bound": -1.0, "climatology": True}, {"holds": ("q",)}):
+        with pytest.raises(PerrinError, match="expected"):
+            replace(CONFIG, **more)

@@ -113,7 +113,9 @@ class SphereUNet(nn.Module):
             level: what the noise level is told by, of order one, `[B]`.
         """
         e = self.time(self.waves(level))
-        plain = pad_sphere(x, 1, 1)
-        h = self.enter(torch.where(self.signs[:, None, None], pad_sphere(x, 1, 1, vector=True), plain))
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 has no room for the smallest scales
+            x = x.to(self.enter.weight.dtype)
+            plain = pad_sphere(x, 1, 1)
+            h = self.enter(torch.where(self.signs[:, None, None], pad_sphere(x, 1, 1, vector=True), plain))
         h = down_and_up(h, e, self.down, self.middle, self.up, levels=self.config.levels)
         return self.leave(F.silu(self.norm(h)))

@@ -31,6 +31,7 @@ from perrin.core import (
 from perrin.core.layout import Layout
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.core.noise import Noise
+from perrin.errors import PerrinError
 from perrin.nets.field import FieldNetwork
 from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes, isotropic
 from perrin.nets.sphere_unet import SphereUNet, SphereUNetConfig
@@ -76,6 +77,13 @@ class AtmosphereConfig:
         rows, columns: of the Gauss grid.
         width, levels, blocks, dropout: of the network.
         hours: of a step.
+        climatology: whether the network is told, in place of x_{t−1}, the tendency in units of the changes' standard
+            deviation, and x_t's anomaly from the mean of the training states in units of its own (`Climatology`). Where a
+            mean that varies over the sphere is much of a field, as orography is of surface pressure, what is small beside it
+            is seen better.
+        bound: how many standard deviations a coefficient of a step's result may be away from its mean over the training
+            states, with `climatology`; 0 for any number.
+        holds: fields whose mean over the sphere no step changes, as that of surface pressure where the mass of air is fixed.
     """
 
     fields: tuple[str, ...]
@@ -87,10 +95,72 @@ class AtmosphereConfig:
     blocks: int = 2
     dropout: float = 0.1
     hours: int = 24
+    climatology: bool = False
+    bound: float = 0.0
+    holds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bound < 0 or (self.bound and not self.climatology):
+            raise PerrinError(
+                f"expected a bound of at least 0, and a climatology with it, given {self.bound:g}, {self.climatology}"
+            )
+        unknown = [name for name in self.holds if name not in self.fields]
+        if unknown:
+            raise PerrinError(f"expected fields to hold among {', '.join(self.fields)}, given {unknown[0]}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+class Climatology(nn.Module):
+    """What training states are like: kept with a network's weights, and not trained.
+
+    Arguments:
+        config: sizes.
+    """
+
+    def __init__(self, config: AtmosphereConfig) -> None:
+        super().__init__()
+        count, degree = len(config.fields), config.rows
+
+        def kept(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(shape), requires_grad=False)
+
+        self.mean = kept(count, config.rows, config.columns)
+        self.log_spread, self.log_change = kept(count, 1, 1), kept(count, 1, 1)
+        self.log_scale = kept(count, degree, degree)  # of coefficients
+
+    @torch.no_grad()
+    def fit(self, states: Tensor, change: Tensor) -> None:
+        """From normalised states `[T, C, rows, columns]` and the changes' standard deviations, `[C]`; rounded as a bundle
+        keeps them."""
+        count = len(states)
+        parts = states.split(512)
+        mean = sum(x.double().sum(0) for x in parts) / count
+        self.mean.copy_(mean.half())
+        transform = harmonics(*states.shape[-2:], states.shape[-2]).to(states.device)
+        square, scale = torch.zeros_like(mean), torch.zeros(self.log_scale.shape, dtype=torch.float64)
+        scale = scale.to(states.device)
+        for x in parts:
+            rest = x.float() - self.mean.to(x.device)
+            square += rest.double().square().sum(0)
+            scale += transform(rest).abs().double().square().sum(0)
+        weight = gauss_latitudes(states.shape[-2])[1].to(square)[:, None] / (2 * states.shape[-1])
+        self.log_spread.copy_(((square / count * weight).sum((-2, -1)).log() / 2).half()[:, None, None])
+        self.log_change.copy_(change.log().half()[:, None, None])
+        self.log_scale.copy_(((scale / count).clamp(min=1e-12).log() / 2).half())
+
+    def forward(self, now: Tensor, before: Tensor) -> Tensor:
+        """States, tendencies, anomalies, `[B, 3 C, rows, columns]`."""
+        tendency = (now - before) / self.log_change.exp()
+        return torch.cat([now, tendency, (now - self.mean) / self.log_spread.exp()], 1)
+
+    def bound(self, coefficients: Tensor, mean: Tensor, most: float) -> Tensor:
+        """Coefficients no further than `most` standard deviations from their `mean`: what is inside stays as it is."""
+        rest = coefficients - mean
+        ratio = most * self.log_scale.exp() / rest.abs()
+        return torch.where(ratio < 1, mean + rest * ratio, coefficients)
 
 
 class AtmosphereNetwork(FieldNetwork):
@@ -102,11 +172,14 @@ class AtmosphereNetwork(FieldNetwork):
         super().__init__()
         count = len(config.fields)
         vectors = [i for i, name in enumerate(config.fields) if name in config.vectors]
+        self.climatology = Climatology(config) if config.climatology else None
+        told = 4 if config.climatology else 3
+        self.count = count
         self.net = SphereUNet(
             SphereUNetConfig(
-                inputs=3 * count + EXTRA,
+                inputs=told * count + EXTRA,
                 outputs=count,
-                vectors=tuple(i + k * count for k in range(3) for i in vectors),
+                vectors=tuple(i + k * count for k in range(told) for i in vectors),
                 width=config.width,
                 levels=config.levels,
                 blocks=config.blocks,
@@ -116,6 +189,9 @@ class AtmosphereNetwork(FieldNetwork):
 
     def output(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:
         """`condition`: `[B, 2 C + EXTRA, rows, columns]`."""
+        if self.climatology is not None:
+            now, before, more = condition.split([self.count, self.count, EXTRA], 1)
+            condition = torch.cat([self.climatology(now, before), more], 1)
         level = torch.logit(t.clamp(1e-4, 1 - 1e-4)) / 4
         return self.net(torch.cat([x, condition], 1), level)
 
@@ -190,7 +266,10 @@ class AtmosphereTask:
         constants: `[2, rows, columns]`.
         change: the changes' standard deviations, `[C]`.
         batch, seed: of the order of the samples.
-        jitter: the standard deviation of noise on the conditioning states, as errors of an analysis or of the step before.
+        jitter: the size of random errors in the two past states, as of the steps before: isotropic, with the same power
+            in every degree, half of it common to both. A sample's have u² of this size, u uniform, in units of the changes'
+            standard deviation. The target is the change from the state with its error to the true next one: the network
+            learns to return.
     """
 
     def __init__(
@@ -211,14 +290,15 @@ class AtmosphereTask:
         self.denoiser, self.states, self.days = denoiser, states.flatten(0, -4), days.flatten()
         self.length, self.constants, self.change = length, constants, change
         self.stride, self.jitter = stride, jitter
-        self.latitude = gauss_latitudes(config.rows)[0]
+        self.latitude, weight = gauss_latitudes(config.rows)
+        self.root = (weight / weight.mean()).sqrt().float()[:, None]  # of each row's area
         self.config = {"model": config.to_json(), "states": runs * length, "jitter": jitter}
         self.plan = BatchPlan([runs * (length - 2 * stride)], batch, seed)
         self.criterion = DenoisingLoss()
 
     def to(self, device: torch.device) -> None:
         """Move the data."""
-        for name in ("states", "days", "constants", "change", "latitude"):
+        for name in ("states", "days", "constants", "change", "latitude", "root"):
             setattr(self, name, getattr(self, name).to(device))
         for process in self.denoiser.process.fields.values():
             if isinstance(process, SphereGaussian):
@@ -238,28 +318,36 @@ class AtmosphereTask:
         each = self.length - 2 * self.stride
         index = (index // each * self.length + index % each).to(self.states.device) + 2 * self.stride
         before, now, after = (self.states[index - k * self.stride].float() for k in (2, 1, 0))
-        x_0 = (after - now) / self.change[:, None, None]
         noise = GeneratorNoise(generator)
-        layouts = {FIELD: Dense(len(index), x_0.device)}
+        layouts = {FIELD: Dense(len(index), now.device)}
         process = self.denoiser.process
+        if self.jitter:
+            before, now = self._err(before, now, noise, layouts[FIELD], generator)
+        x_0 = (after - now) / self.change[:, None, None]
         u = stratified(torch.rand(len(index), generator=generator, device=generator.device))
         t = sample_times_edm(u, process.fields[FIELD].schedule, mean=0.2, std=1.4, low=1e-3, high=0.999)
         x_t = process.corrupt_state({FIELD: x_0}, t, noise, layouts)[FIELD]
-        if self.jitter:
-            field = process.fields[FIELD]
-            assert isinstance(field, SphereGaussian)
-            before, now = (
-                x + self.jitter * field.draw(noise, layouts[FIELD], name=FIELD, step=k)
-                for k, x in enumerate((before, now), 1)
-            )
-            x_0 = (after - now) / self.change[:, None, None]
-            x_t = process.corrupt_state({FIELD: x_0}, t, noise, layouts)[FIELD]
         more = extra_channels(self.constants, self.latitude, self.days[index - self.stride])
         batch = {"t": t, "x_0": x_0, "x_t": x_t, "condition": torch.cat([now, before, more], 1)}
         return 0, {k: v[rank::world] for k, v in batch.items()}
+
+    def _err(
+        self, before: Tensor, now: Tensor, noise: Noise, layout: Layout, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """States with errors."""
+        count, rows, columns = now.shape[1:]
+        spectrum = torch.full((rows,), 1 / rows, device=now.device)
+        transform = harmonics(rows, columns, rows).to(now.device)
+        size = self.jitter * torch.rand(len(now), 1, 1, 1, generator=generator, device=generator.device) ** 2
+        size = size.to(now.device) * self.change[:, None, None]
+        white = (noise.normal(layout, (count, rows**2), field=FIELD, step=k) for k in (1, 2, 3))
+        common, *own = (transform.inverse(isotropic(w, spectrum)) for w in white)
+        first, second = (x + size * (common + e) / 2**0.5 for x, e in zip((before, now), own, strict=True))
+        return first, second
 
     def loss(self, model: Callable[..., Any], key: Hashable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `perrin.train.Task`."""
         layouts = {FIELD: Dense(len(batch["t"]), batch["t"].device)}
         estimate = model({FIELD: batch["x_t"]}, batch["t"], condition=batch["condition"], layouts=layouts)
-        return self.criterion(self.denoiser, {FIELD: batch["x_0"]}, estimate, batch["t"], layouts)
+        truth, estimate = {FIELD: batch["x_0"] * self.root}, {FIELD: estimate[FIELD] * self.root}
+        return self.criterion(self.denoiser, truth, estimate, batch["t"], layouts)

@@ -267,7 +267,14 @@ class AtmosphereModel:
             condition=torch.cat([now, before, more], 1),
         )
         transform = harmonics(self.config.rows, self.config.columns, self.config.rows).to(self.device)
-        return transform.inverse(transform(now + self.norm.change[:, None, None] * state[FIELD]))
+        found = transform(now + self.norm.change[:, None, None] * state[FIELD])
+        if self.config.bound:
+            climatology = self.denoiser.network.climatology
+            found = climatology.bound(found, transform(climatology.mean), self.config.bound)  # type: ignore[operator, union-attr]
+        held = [self.config.fields.index(name) for name in self.config.holds]
+        if held:
+            found[:, held, 0, 0] = transform(now[:, held])[..., 0, 0]
+        return transform.inverse(found)
 
     def members(
         self,
