@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perrin.core import (
     Composite,
