@@ -630,7 +630,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--properties", default=",".join(STANDARD))
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     parser.add_argument("--temperature", type=float)
-    parser.add_argument("--candidates", type=int, help="of each molecule, chosen among by --guide")
+    parser.add_argument("--candidates", type=int, default=1, help="of each molecule, chosen among by --guide")
     parser.add_argument(
         "--guide",
         help="a property network of train-evaluator --noisy, that has not seen the evaluator's data",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perrin.modalities import Modality
 
 if TYPE_CHECKING:
     from perrin.bundle import Bundle
     from perrin.modalities.molecule.model import MoleculeModel
+    from perrin.modalities.molecule.predictor import Predictor
     from perrin.run.shards import ShardedJob
 
 PROTOCOLS = ("lookup", "bonds", "both")
@@ -51,6 +52,18 @@ class MoleculeModality(Modality):
                 help="how much to exaggerate the wishes: 1 not at all, at half the cost (default: the bundle's)",
             )
         if verb == "sample":
+            group.add_argument(
+                "--candidates",
+                type=int,
+                metavar="N",
+                help="start so many of each molecule, and keep what a property network finds nearest to the wishes "
+                "(default: the bundle's; 1 is off)",
+            )
+            group.add_argument(
+                "--guide",
+                metavar="BUNDLE",
+                help="the property network for --candidates (default: the bundle's)",
+            )
             group.add_argument(
                 "--atoms",
                 metavar="N[-M]",
@@ -249,10 +262,17 @@ class MoleculeModality(Modality):
             return [ranked_beside(arguments.file)]
         return super().outputs(verb, arguments)
 
-    def load(self, bundle: Bundle, *, device: str = "cpu") -> MoleculeModel:
+    def works(self, verb: str, model: Mapping[str, Any]) -> bool:
+        """A property network makes no molecules."""
+        return model.get("kind") != "properties"
+
+    def load(self, bundle: Bundle, *, device: str = "cpu") -> MoleculeModel | Predictor:
         """The model of a bundle."""
         from perrin.modalities.molecule.model import MoleculeModel
+        from perrin.modalities.molecule.predictor import KIND, Predictor
 
+        if bundle.config["model"].get("kind") == KIND:
+            return Predictor.from_bundle(bundle, device=device)
         return MoleculeModel.from_bundle(bundle, device=device)
 
     def sample(self, arguments: Namespace) -> None:

@@ -85,6 +85,8 @@ def sample(a: Namespace) -> None:
     else:
         kept = whole
     write_molecules(output, kept)
+    evaluations = options.evaluations(plan)
+    met = _met(model, whole, options) if model.guide is not None else {}
     content = record(
         "sample",
         a,
@@ -92,10 +94,11 @@ def sample(a: Namespace) -> None:
         sampling=options.to_json(),
         result={
             "molecules": a.n,
-            "evaluations": plan.nfe,
+            "evaluations": evaluations,
             "seconds": round(seconds, 2),
             "workers": workers,
             "device": device,
+            **({"wishes": met} if met else {}),
         },
     )
     write_record(record_path(output), content)
@@ -104,14 +107,42 @@ def sample(a: Namespace) -> None:
         rate = (a.n - len(done)) / seconds
         print(
             f"{counted(len(kept), 'molecules')} in {output}: {seconds:.1f} s, {rate:.1f} molecules/s, "
-            f"{counted(plan.nfe, 'evaluations')} each"
+            f"{counted(evaluations, 'evaluations')} each"
         )
     else:
         print(f"{counted(len(kept), 'molecules')} in {output}, all from unfinished work")
+    for line in met.get("lines", ()):
+        print(line)
     metrics = _evaluate(whole, label=a.target) if a.evaluate else None
     if a.view:
         _page(a.view, whole, f"{a.target}, {counted(a.n, 'molecules')}", metrics, content)
         print(f"3D views in {a.view}")
+
+
+def _met(model: MoleculeModel, molecules: Sequence[Molecule], options: SamplingOptions) -> dict[str, Any]:
+    """What the property network says of wishes: how many molecules meet them, the mean distance of those for a value."""
+    guide = model.guide
+    assert guide is not None
+    lines: list[str] = []
+    rows: dict[str, dict[str, float]] = {}
+    values = guide.of(molecules)
+    for wish in model.wishes_of(options.want):
+        r = next((r for r in guide.config.ranges if r.name == wish.name), None)
+        if r is None:
+            continue
+        y = values[:, [x.name for x in guide.config.ranges].index(wish.name)]
+        own = guide.errors.get(wish.name)
+        if wish.low == wish.high:
+            apart = float((y - wish.low).abs().mean())
+            rows[wish.name] = {"mean distance": apart}
+            text = f"{wish}: {apart:.3g} {wish.unit} away on average"
+        else:
+            share = float(((y >= wish.low) & (y <= wish.high)).double().mean())
+            rows[wish.name] = {"met": share}
+            text = f"{wish}: met by {100 * share:.3g} %"
+        error = f", which errs by {own:.2g} {wish.unit} on QM9" if own else ""
+        lines.append(f"{text}, says the property network{error}")
+    return {"by": options.guide, "sha256": guide.sha256, **rows, "lines": lines}
 
 
 def tell_wishes(a: Namespace, model: MoleculeModel, options: SamplingOptions) -> None:
@@ -164,7 +195,7 @@ def prepare_sampling(a: Namespace) -> Sampling:
         PerrinError: an argument is wrong, or there is no such bundle.
     """
     from perrin.modalities import find_bundle, load
-    from perrin.modalities.molecule.model import wanted
+    from perrin.modalities.molecule.model import check_guide, load_guide, wanted
 
     atoms = _atoms(a.atoms)
     device = choose_device(a.device)
@@ -177,12 +208,28 @@ def prepare_sampling(a: Namespace) -> Sampling:
         self_condition=None if a.self_condition is None else a.self_condition == "on",
         want=wanted(model.wishes(a.want or ())) or None,
         guidance_scale=a.guidance_scale,
+        candidates=a.candidates,
+        guide=a.guide,
     )
+    if (a.candidates is not None or a.guide) and not options.want:
+        raise PerrinError(
+            f"expected --want with {'--guide' if a.candidates is None else '--candidates'}, given none: add a wish, such as "
+            "--want 'mu=2..3 D'"
+        )
+    if options.want and options.guide:
+        model.guide = load_guide(options.guide, device=device)
+    if options.want and options.candidates > 1:
+        check_guide(model.guide, model.config, [name for name, *_ in options.want])
     plan = options.plan(model.denoiser)
     model.sizes(a.seed, 1, atoms, options.want)  # says what is wrong with them
     key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}
     key |= {} if a.precision == "32-true" else {"precision": a.precision}
-    return Sampling(model, options, plan, atoms, a.batch or (64 if device == "cpu" else 1024), device, key)
+    batch = a.batch or (64 if device == "cpu" else 1024)
+    if options.want and options.candidates > 1:
+        assert model.guide is not None
+        key["guide"] = model.guide.sha256
+        batch = a.batch or max(4, batch // options.candidates)
+    return Sampling(model, options, plan, atoms, batch, device, key)
 
 
 def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:

@@ -41,7 +41,6 @@ from perrin.core.guides import Places, classifier_free, evaluations, winnow
 from perrin.core.replay import Mode
 from perrin.errors import PerrinError, check_count
 from perrin.modalities.molecule.fields import POSITIONS, decode, layouts_for
-from perrin.modalities.molecule.metrics.tensors import sound
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
 from perrin.modalities.molecule.predictor import Predictor
 from perrin.modalities.molecule.properties import TABLE, Table
@@ -147,6 +146,7 @@ class SamplingOptions:
         """Plain values. What came later is left out while it says nothing, so that older readers know all names."""
         off = {"want": (), "guidance_scale": 1.0, "candidates": 1, "guide": ""}
         idle = [k for k, value in off.items() if getattr(self, k) == value]
+        idle += ["candidates", "guide"] if not self.want else []
         return {k: v for k, v in asdict(self).items() if k not in idle}
 
 
@@ -258,11 +258,19 @@ class MoleculeModel:
 
     def _intervals(self, want: Sequence[tuple[str, float | None, float | None]]) -> Tensor:
         """Wishes of `SamplingOptions` in standard units, `[P, 2]`."""
+        return intervals(self.wishes_of(want), self.config.ranges)
+
+    def wishes_of(self, want: Sequence[tuple[str, float | None, float | None]]) -> list[Wish]:
+        """Wishes of `SamplingOptions`.
+
+        Raises:
+            PerrinError: one is for a property that the model does not know.
+        """
         ends = {name: (low, high) for name, low, high in want}
         unknown = sorted(set(ends) - {r.name for r in self.config.ranges})
         if unknown:
             raise PerrinError(f"expected properties that the model knows, given {', '.join(unknown)}")
-        wishes = [
+        return [
             Wish(
                 name=r.name,
                 unit=r.unit,
@@ -273,7 +281,6 @@ class MoleculeModel:
             if r.name in ends
             for low, high in [ends[r.name]]
         ]
-        return intervals(wishes, self.config.ranges)
 
     def condition(self, want: Sequence[tuple[str, float | None, float | None]], batch: int) -> Any:
         """What the denoiser is told of wishes, for a batch; the same object for the same wishes."""
@@ -416,6 +423,8 @@ class MoleculeModel:
         Raises:
             PerrinError: there is none, or it does not know what is wished for.
         """
+        from perrin.modalities.molecule.metrics.tensors import sound
+
         guide = check_guide(self.guide, self.config)
         names = [r.name for r in guide.config.ranges]
         theirs = torch.full((len(wanted), len(names), 2), math.inf, device=wanted.device)
@@ -461,6 +470,10 @@ class MoleculeModel:
         out: list[Molecule | None] = [None] * check_count(n, "n")
         check_count(batch, "batch")
         chosen = self.options(**options, want=wanted(self.wishes(want)) or None)
+        if chosen.want and chosen.candidates > 1:
+            if self.guide is None and chosen.guide:
+                self.guide = load_guide(chosen.guide, device=str(self.device))
+            check_guide(self.guide, self.config, [name for name, *_ in chosen.want])
         sizes = self.sizes(seed, n, atoms, chosen.want)
         for unit, molecules in self.iterate(self.units(sizes, batch=batch), seed, chosen):
             for i, molecule in zip(unit.indices, molecules, strict=True):
@@ -505,6 +518,18 @@ def check_guide(guide: Predictor | None, config: MoleculeConfig, wishes: Sequenc
             f"{', '.join(r.name for r in guide.config.ranges)}: leave out --candidates or name another --guide"
         )
     return guide
+
+
+def load_guide(reference: str, *, device: str) -> Predictor:
+    """A property network by its bundle's name or path.
+
+    Raises:
+        PerrinError: there is no such bundle, or it is another one.
+    """
+    from perrin.bundle import read_bundle
+    from perrin.modalities import find_bundle
+
+    return Predictor.from_bundle(read_bundle(find_bundle(reference)), device=device)
 
 
 def _indifferent(x: State, t: Tensor) -> Tensor:

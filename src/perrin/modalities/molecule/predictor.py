@@ -34,6 +34,7 @@ from perrin.errors import PerrinError
 from perrin.modalities.molecule.dataset import Bucket
 from perrin.modalities.molecule.fields import POSITIONS, TYPES, Vocabulary, layouts_for, molecule_process
 from perrin.modalities.molecule.properties import Range, ranges_from_json, standardise
+from perrin.modalities.molecule.structure import Molecule
 from perrin.nets import Complete, EquivariantTransformer, RadialBasis, TimeEmbedding
 from perrin.train import BatchPlan
 
@@ -78,11 +79,20 @@ class PredictorConfig:
 
 
 class Predictor(nn.Module):
-    """See the module."""
+    """See the module.
 
-    def __init__(self, config: PredictorConfig) -> None:
+    Arguments:
+        config: properties and sizes.
+        sha256: of the bundle's weights.
+        errors: mean absolute errors on molecules that it was not trained on, in the properties' units.
+    """
+
+    def __init__(
+        self, config: PredictorConfig, *, sha256: str = "", errors: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__()
-        self.config = c = config
+        self.config, self.sha256, self.errors = config, sha256, dict(errors or {})
+        c = config
         names = [r.name for r in c.ranges]
         self.types = len(c.vocabulary.elements)
         self.time = TimeEmbedding(c.time_width)
@@ -152,7 +162,11 @@ class Predictor(nn.Module):
         if bundle.config["model"].get("kind") != KIND:
             raise PerrinError(f"expected a property network in {bundle.path}, given a bundle of another kind")
         try:
-            model = cls(PredictorConfig.from_json(bundle.config["model"]))
+            model = cls(
+                PredictorConfig.from_json(bundle.config["model"]),
+                sha256=bundle.sha256,
+                errors=bundle.config.get("training", {}).get("errors"),
+            )
             model.load_state_dict(bundle.weights())
         except (TypeError, KeyError, ValueError, RuntimeError) as error:
             raise PerrinError(
@@ -166,6 +180,29 @@ class Predictor(nn.Module):
         mean = torch.tensor([r.mean for r in self.config.ranges], dtype=torch.float64, device=y.device)
         std = torch.tensor([r.std for r in self.config.ranges], dtype=torch.float64, device=y.device)
         return y.double() * std + mean
+
+    @torch.no_grad()
+    def of(self, molecules: Sequence[Molecule], *, batch: int = 256) -> Tensor:
+        """Properties of molecules, `[M, P]`, in their own units, on the CPU; NaN for what has unknown elements."""
+        c = self.config.vocabulary
+        out = torch.full((len(molecules), len(self.config.ranges)), torch.nan, dtype=torch.float64)
+        fit = [i for i, m in enumerate(molecules) if set(m.numbers.tolist()) <= set(c.elements) and len(m)]
+        fit.sort(key=lambda i: len(molecules[i]))
+        kind = torch.zeros(max(c.elements) + 1, dtype=torch.long)
+        kind[list(c.elements)] = torch.arange(len(c.elements))
+        device = next(self.parameters()).device
+        for k in range(0, len(fit), batch):
+            some = [molecules[i] for i in fit[k : k + batch]]
+            width = len(some[-1])
+            x, types = torch.zeros(len(some), width, 3), torch.zeros(len(some), width, dtype=torch.long)
+            mask = torch.zeros(len(some), width, dtype=torch.bool)
+            for j, m in enumerate(some):
+                mask[j, : len(m)] = True
+                x[j, : len(m)] = torch.from_numpy((m.positions - m.positions.mean(0)) / c.position_scale)
+                types[j, : len(m)] = kind[torch.from_numpy(m.numbers).long()]
+            state = {POSITIONS: x.to(device), TYPES: types.to(device)}
+            out[fit[k : k + batch]] = self.predict(state, mask.to(device)).cpu()
+        return out
 
     def log_density(self, intervals: Tensor, mask: Tensor) -> Callable[[State, Tensor], Tensor]:
         """`log p(lo ≤ y ≤ hi | x_t)` for `RegressorGuide`; a point is its density.
