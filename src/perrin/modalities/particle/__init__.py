@@ -12,7 +12,7 @@ from perrin.modalities import Modality
 if TYPE_CHECKING:
     from perrin.bundle import Bundle
 
-PRESETS = ("showers", "jets", "kolmogorov", "nbody")
+PRESETS = ("showers", "jets", "kolmogorov", "nbody", "plasma")
 
 
 class ParticleModality(Modality):

@@ -34,11 +34,12 @@ def simulate(a: Namespace) -> None:
     """`perrin simulate particle/kolmogorov --from FILE -n MEMBERS --intervals N -o FILE`."""
     from perrin.core.plan import plan_table
     from perrin.modalities.particle.flow.files import Trajectories, check_suffix, write_flow
+    from perrin.modalities.particle.flow.plasmas import energy_variables
 
     check_counts(intervals=a.intervals)
     if not a.start:
         raise PerrinError(
-            "expected --from with states to start from, given none: perrin data particle/kolmogorov or nbody"
+            "expected --from with states to start from, given none: perrin data particle/kolmogorov, nbody or plasma"
         )
     check_suffix(a.out)
     model = _model(a)
@@ -61,7 +62,8 @@ def simulate(a: Namespace) -> None:
     seconds = time.perf_counter() - begin
     words = {**model.config.words, "members": a.n, "generator": f"perrin simulate {a.target}, seed {a.seed}"}
     runs = found.reshape(-1, *found.shape[2:])
-    write_flow(a.out, Trajectories(runs, model.config.interval, words, given.name, given.begin))
+    made = Trajectories(runs, model.config.interval, words, given.name, given.begin)
+    write_flow(a.out, made, energy_variables(made) if made.name == "phase_space" else None)
     _record(a, model, options, seconds)
     each = 1000 * seconds / (found.shape[0] * found.shape[1] * a.intervals)
     print(
