@@ -90,6 +90,8 @@ def invert(a: Namespace) -> None:
         raise PerrinError(f"expected --noise and --blur above 0, given {a.noise:g} and {a.blur or 'none'}")
     check_suffix(a.out)
     model = _model(a)
+    if model.config.field == "phase_space":
+        raise PerrinError("expected a model of vorticity or density to invert, given one of phase_space")
     options = model.sampling.changed(steps=a.steps, solver=a.solver or "sde-dpmpp-2m", start=0.999)
     if a.dry_run:
         print(plan_table(options.plan(model.network)))

@@ -155,7 +155,9 @@ def make(
         raise PerrinError(f"expected {FIELDS[preset]} in {data} for particle/{preset}, given {flow.name}")
     flow = Trajectories(flow.values[:limit], flow.interval, flow.words, flow.name, flow.begin)
     # those of bodies are for a CPU: the solver takes milliseconds
-    sizes = None if preset == "kolmogorov" else flows.NetworkConfig(widths=(32, 64, 96), blocks=1, condition=96)
+    sizes = (
+        None if preset == "kolmogorov" else flows.NetworkConfig(widths=(32, 64, 96), blocks=1, condition=96)
+    )
     try:
         flow_config = flows.FlowConfig.from_json(old) if old else flows.flow_config(flow, sizes)
     except ValueError as error:

@@ -9,7 +9,7 @@ mass is conserved to rounding and nothing is negative. Phase space has a step of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -29,10 +29,10 @@ class Field(Protocol):
         channels: of what the network sees.
     """
 
-    name: str
-    parameters: tuple[str, ...]
-    nonnegative: bool
-    channels: int
+    name: ClassVar[str]
+    parameters: ClassVar[tuple[str, ...]]
+    nonnegative: ClassVar[bool]
+    channels: ClassVar[int]
 
     @classmethod
     def of(cls, words: Mapping[str, Any], interval: float) -> Self:
@@ -144,7 +144,9 @@ def shifted(pair: Tensor, generator: torch.Generator, period: int) -> Tensor:
     return pair.gather(3, columns[:, None, None].expand_as(pair))
 
 
-FIELDS: dict[str, type[Field]] = {f.name: f for f in (Vorticity, Density, PhaseSpace)}
+FIELDS: dict[str, type[Vorticity] | type[Density] | type[PhaseSpace]] = {
+    f.name: f for f in (Vorticity, Density, PhaseSpace)
+}
 """The kinds of fields that can be modelled."""
 
 

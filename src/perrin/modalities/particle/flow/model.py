@@ -1,9 +1,10 @@
-"""The next state of a flow, or of a density of bodies, as a conditional diffusion model.
+"""The next state of a flow, of a density of bodies, or of a plasma's phase space, as a conditional diffusion model.
 
 The change of the encoded field over one interval, `(e(ω′) − e(ω))/s`, is sampled given `e(ω)/σ`; `fields.py` says what the
-encoding is, what the change is counted from where it is not the state itself, what is conserved whatever the network says, and by which symmetries training moves the data. Of a flow the
-mean is kept and the grid's highest wave left out; a velocity is made of the vorticity through the streamfunction
-(`solver.velocity`), so it has no divergence. Of a density the mass is kept.
+encoding is, what the change is counted from where that is not the state itself, what is conserved whatever the network
+says, and by which symmetries training moves the data. Of a flow the mean is kept and the grid's highest wave left out; a
+velocity is made of the vorticity through the streamfunction (`solver.velocity`), so it has no divergence. Of a density the
+mass is kept, of phase space charge, momentum and energy.
 """
 
 from __future__ import annotations

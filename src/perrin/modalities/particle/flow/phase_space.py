@@ -4,12 +4,13 @@ r"""Phase space of electrons as a field of the model of the next state: what is 
 
     ∂f/∂t + v ∂f/∂x − E ∂f/∂v = 0,    ∂E/∂x = 1 − n,    n = ∫ f dv
 
-(units of `bodies/plasma.py`). Its step on this grid, split and spectral (Cheng and Knorr 1976), is what the model starts from:
-the network's change is counted from there, in `ln(1 + f)`, in units of how far that step has moved the state. Filaments that
-are finer than the grid make such a step wrong and the next state uncertain.
+(units of `bodies/plasma.py`). Its step on this grid, split and spectral (Cheng and Knorr 1976), is what the model starts
+from: the network's change is counted from there, in `ln(1 + f)`, in units of how far that step has moved the state.
+Filaments that are finer than the grid make such a step wrong and the next state uncertain.
 
 Charge, momentum and energy are those of the state before, to rounding, as the grid shows them: the result is multiplied by
-`exp(b v + c v²)` and divided by what keeps the density at each place. The truth keeps them exactly as well, but its energy on 32² points varies by 1 % with filaments.
+`exp(b v + c v²)` and divided by what keeps the density at each place. The truth keeps them exactly as well, but its energy
+on 32² points varies by 1 % with filaments.
 """
 
 from __future__ import annotations

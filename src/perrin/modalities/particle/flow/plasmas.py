@@ -1,7 +1,7 @@
 """The metrics of plasmas' phase space against the solver's: charge, momentum, energy, the field's energy, fair CRPS.
 
-Of forecasts of the truth's own starts two references are scored too: persistence, and a step of Vlasov's equation on the same
-grid, from which the model starts as well, kept to charge, momentum and energy as the model is.
+Of forecasts of the truth's own starts two references are scored too: persistence, and steps of Vlasov's equation on the same
+grid, from which the model starts as well, with charge, momentum and energy kept as the model keeps them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def evaluate_plasmas(generated: Trajectories, truth: Trajectories) -> dict[str, 
     base, rest, ours = (torch.from_numpy(x) for x in (b[:half], b[half:], a))
     both = (ours, rest)
     lines = [
-        lined("field energy, mean |ratio − 1| of its mean in time", (_field(kind, base, x) for x in both), "%"),
+        lined(
+            "field energy, mean |ratio − 1| of its mean in time", (_field(kind, base, x) for x in both), "%"
+        ),
         lined("W1 of ln(1 + f)", (_w1(base[:, 1:], x[:, 1:]) for x in both)),
         lined("charge, largest relative change", (_change(x.double().mean((2, 3))) for x in both)),
         lined("momentum, largest change", (_change(_momentum(kind, x), relative=False) for x in both)),
