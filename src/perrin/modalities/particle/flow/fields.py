@@ -60,7 +60,7 @@ class Field(Protocol):
 class Plain:
     """What a field does that is not told otherwise: changes are counted from the state itself."""
 
-    channels = 1
+    channels: ClassVar[int] = 1
 
     @classmethod
     def of(cls, words: Mapping[str, Any], interval: float) -> Self:
@@ -83,9 +83,9 @@ class Plain:
 class Vorticity(Plain):
     """ω of a flow that is forced at a wave number along y."""
 
-    name = "vorticity"
-    parameters: tuple[str, ...] = ("viscosity", "friction", "force", "wave")
-    nonnegative = False
+    name: ClassVar[str] = "vorticity"
+    parameters: ClassVar[tuple[str, ...]] = ("viscosity", "friction", "force", "wave")
+    nonnegative: ClassVar[bool] = False
 
     def held(self, y: Tensor) -> Tensor:
         """See `Field`."""
@@ -104,9 +104,9 @@ class Vorticity(Plain):
 class Density(Plain):
     """ρ/ρ̄ of bodies that attract each other, in a periodic box that has no direction."""
 
-    name = "density"
-    parameters: tuple[str, ...] = ("dimensions", "box", "sigma8", "slope", "shape")
-    nonnegative = True
+    name: ClassVar[str] = "density"
+    parameters: ClassVar[tuple[str, ...]] = ("dimensions", "box", "sigma8", "slope", "shape")
+    nonnegative: ClassVar[bool] = True
     floor = 0.1
 
     def encode(self, w: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def shifted(pair: Tensor, generator: torch.Generator, period: int) -> Tensor:
     return pair.gather(3, columns[:, None, None].expand_as(pair))
 
 
-FIELDS: dict[str, type[Vorticity] | type[Density] | type[PhaseSpace]] = {
+FIELDS: dict[str, type[Field]] = {
     f.name: f for f in (Vorticity, Density, PhaseSpace)
 }
 """The kinds of fields that can be modelled."""
