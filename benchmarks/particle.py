@@ -15,7 +15,7 @@ they say what is possible, not who is better.
 
 `--break-even` says after how many samples a model has paid for the simulator's time that its training data took,
 `N = n s / (s − m)` for n samples of s each and m for one of the model's. Training itself, minutes on one GPU or core, is not
-counted. The simulator is timed here on one core, but Geant4, of which there is none: its time is a parameter.
+counted. The simulator is timed here by its CPU time on one core, but Geant4, which is not here: its time is a parameter.
 """
 
 from __future__ import annotations
@@ -181,9 +181,9 @@ def solver_milliseconds(kind: str, truth: str) -> float | None:
             check_packages()
         except PerrinError:
             return None
-        begin = time.perf_counter()
+        begin = time.process_time()
         make_chunk("gluon", 1_000, 0)
-        return 1000 * (time.perf_counter() - begin) / CHUNK
+        return 1000 * (time.process_time() - begin) / CHUNK
     from perrin.modalities.particle.flow.files import read_flow
 
     data = read_flow(truth)
@@ -194,16 +194,16 @@ def solver_milliseconds(kind: str, truth: str) -> float | None:
         names = ("size", "viscosity", "friction", "force", "wave", "dt")
         solver = Flow(**{k: data.words[k] for k in names})
         start = resample(torch.from_numpy(data.values[:8, 0]), solver.size)
-        begin = time.perf_counter()
+        begin = time.process_time()
         solver.run(start, data.interval)
-        return 1000 * (time.perf_counter() - begin) / len(start)
+        return 1000 * (time.process_time() - begin) / len(start)
     from perrin.modalities.particle.bodies import commands
     from perrin.modalities.particle.bodies.nbody import Gravity
     from perrin.modalities.particle.bodies.plasma import Plasma
     from perrin.modalities.particle.chunks import STATE
 
     grid = data.values.shape[-1]
-    begin = time.perf_counter()
+    begin = time.process_time()
     if kind == "density":
         gravity = Gravity(**{k: data.words[k] for k in Gravity.__dataclass_fields__ if k in data.words})
         times = [data.begin + k * data.interval for k in range(states)]
@@ -214,7 +214,7 @@ def solver_milliseconds(kind: str, truth: str) -> float | None:
         case = commands.CASES[data.words["case"]] | {"thermal": data.words["thermal"]}
         STATE["arguments"] = (plasma, data.words["case"], case, 0, states, data.interval, grid, False)
         commands._make_plasma(0)
-    return 1000 * (time.perf_counter() - begin) / states
+    return 1000 * (time.process_time() - begin) / states
 
 
 def break_even(kind: str, model: float | None, solver: float | None, rows: list[tuple[str, ...]]) -> None:
