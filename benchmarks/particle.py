@@ -161,10 +161,12 @@ TARGETS = {
 """Metric, its name in the table, and the largest value: in per cent, or of a quantity that is conserved."""
 
 
-def state_milliseconds(file: str) -> float:
+def state_milliseconds(file: str) -> float | None:
     """Of a state, from what `perrin simulate` recorded."""
     from perrin.modalities.particle.flow.files import read_flow
 
+    if "seconds" not in recorded(file):
+        return None
     found = read_flow(file).values
     return 1000 * float(recorded(file)["seconds"]) / (found.shape[0] * (found.shape[1] - 1))
 
