@@ -142,7 +142,7 @@ def main() -> None:
     task = EmulatorTask(model, config, data, batch=a.batch, turn=a.steps // 2)
     Trainer(task, options, Path(a.out + ".run"), accelerator="cuda" if cuda else "cpu", devices=1).run()  # type: ignore[arg-type]
     found = simulate(model, config, test.values[:, 0], a.intervals, a.members, "cuda" if cuda else "cpu")
-    words = {"members": a.members, "title": "emulator"}
+    words = test.words | {"members": a.members, "title": "emulator"}
     write_flow(a.out, Trajectories(found, data.interval, words, test.name, test.begin))
     print(f"{a.members} runs from each of {len(test)} states in {a.out}")
 

@@ -165,3 +165,26 @@ def test_bad_input_is_one_line_and_leaves_no_file(
     assert len(error) == 1, error
     assert told in error[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_bundle_that_ships_corrects_the_grids_step(tmp_path: Path) -> None:
+    """Two streams of another seed whose waves have grown: nearer to the electrons than the step and persistence."""
+    from perrin.modalities import find_bundle, load
+
+    words = "data particle/plasma -n 1 --seed 77 --times 22 --bodies 32768 --workers 1"
+    assert main([*words.split(), "-o", str(tmp_path / "f.h5")]) == 0
+    data = read_flow(tmp_path / "f.h5")
+    model = load(str(find_bundle("particle/plasma")))
+    model.check(data.values[:, 0], data.interval, data.words)
+    late = dataclasses.replace(data, values=data.values[:, 18:], begin=18.0)
+    ours = model.simulate(late.values[:, 0], 3, members=4)[0]
+    made = dataclasses.replace(late, values=ours, words=late.words | {"members": 4})
+    pair = dataclasses.replace(late, values=np.concatenate([late.values, data.values[:, :4]]))
+    found = evaluate_plasmas(made, pair)["metrics"]
+    for after in ("1 interval", "3 intervals"):
+        crps, grid, held = (
+            found[f"fair CRPS{name} / σ after {after}"]["value"]
+            for name in ("", " of a grid solver", " of persistence")
+        )
+        assert crps < 0.5 * grid
+        assert crps < 0.3 * held

@@ -144,9 +144,7 @@ def shifted(pair: Tensor, generator: torch.Generator, period: int) -> Tensor:
     return pair.gather(3, columns[:, None, None].expand_as(pair))
 
 
-FIELDS: dict[str, type[Field]] = {
-    f.name: f for f in (Vorticity, Density, PhaseSpace)
-}
+FIELDS: dict[str, type[Field]] = {f.name: f for f in (Vorticity, Density, PhaseSpace)}
 """The kinds of fields that can be modelled."""
 
 

@@ -65,19 +65,20 @@ def evaluate_plasmas(generated: Trajectories, truth: Trajectories) -> dict[str, 
     half = len(b) // 2
     base, rest, ours = (torch.from_numpy(x) for x in (b[:half], b[half:], a))
     both = (ours, rest)
+    members = int(generated.words.get("members", 1))
+    same = a.shape[1] > 1 and forecasts(generated, cut, members)
+    own = torch.from_numpy(b[: len(a) // members]) if same else base
+    fields = ((own, ours), (base, rest))
     lines = [
-        lined(
-            "field energy, mean |ratio − 1| of its mean in time", (_field(kind, base, x) for x in both), "%"
-        ),
+        lined("field energy, |ratio − 1| of its mean", (_field(kind, *x) for x in fields), "%"),
         lined("W1 of ln(1 + f)", (_w1(base[:, 1:], x[:, 1:]) for x in both)),
         lined("charge, largest relative change", (_change(x.double().mean((2, 3))) for x in both)),
         lined("momentum, largest change", (_change(_momentum(kind, x), relative=False) for x in both)),
         lined("energy on the grid, largest relative change", (_change(sum(kind.energies(x))) for x in both)),
         lined("smallest f", (Measured(float(x.min()), _NAN) for x in both)),
     ]
-    members = int(generated.words.get("members", 1))
     more: dict[str, Any] = {}
-    if a.shape[1] > 1 and forecasts(generated, cut, members):
+    if same:
         start = torch.from_numpy(b[: len(a) // members, 0]).double()
         held = start[:, None].expand(-1, a.shape[1] - 1, -1, -1)
         scale = torch.from_numpy(b[:, 1:].std((0, 2, 3))).double()
@@ -96,8 +97,9 @@ def _run(kind: PhaseSpace, start: Tensor, count: int) -> Tensor:
 
 
 def _field(kind: PhaseSpace, base: Tensor, x: Tensor) -> Measured:
-    p, q = (kind.energies(y)[1].mean(0)[1:] for y in (base, x))
-    return Measured(100 * float((q / p - 1).abs().mean()), _NAN)
+    """Of all runs and times after the first, from the truth's, in per cent."""
+    p, q = (kind.energies(y)[1][:, 1:].mean() for y in (base, x))
+    return Measured(100 * float((q / p - 1).abs()), _NAN)
 
 
 def _momentum(kind: PhaseSpace, x: Tensor) -> Tensor:
