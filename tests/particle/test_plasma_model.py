@@ -150,7 +150,7 @@ def test_the_report_knows_the_truth(folder: Path) -> None:
     ("words", "told"),
     [
         ("simulate {f}/p -n 2 --from {f}/other.h5 -o {t}/x.h5", "expected a phase_space of wave 0.5"),
-        ("invert {f}/p -n 2 --measured {f}/f.h5 -o {t}/x.h5", "expected a model of vorticity or density"),
+        ("invert {f}/p -n 2 --measured {f}/f.h5 -o {t}/x.h5", "which is for perrin simulate"),
         ("train particle/nbody --data {f}/f.h5 --out {t}/run", "expected density in"),
         ("evaluate {f}/f.h5", "a file of true"),
     ],

@@ -128,7 +128,9 @@ class ParticleModality(Modality):
         return models.load(bundle, device=device)
 
     def works(self, verb: str, model: Mapping[str, Any]) -> bool:
-        """Showers and jets are sampled; flows go on from given states."""
+        """Showers and jets are sampled; flows go on from given states, and all but plasmas are inverted."""
+        if verb == "invert" and model.get("field") == "phase_space":
+            return False
         return (model.get("kind") == "flow") == (verb != "sample")
 
     def sample(self, arguments: Namespace) -> None:

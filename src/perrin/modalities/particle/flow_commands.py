@@ -49,7 +49,7 @@ def simulate(a: Namespace) -> None:
         return
     given = _read(a.start, model)
     model.check(given.values[:, 0], given.interval, given.words)
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     found = model.simulate(
         given.values[:, 0],
         a.intervals,
@@ -59,12 +59,12 @@ def simulate(a: Namespace) -> None:
         steps=options.steps,
         solver=options.solver,
     )
-    seconds = time.perf_counter() - begin
+    seconds, busy = time.perf_counter() - begin, time.process_time() - busy
     words = {**model.config.words, "members": a.n, "generator": f"perrin simulate {a.target}, seed {a.seed}"}
     runs = found.reshape(-1, *found.shape[2:])
     made = Trajectories(runs, model.config.interval, words, given.name, given.begin)
     write_flow(a.out, made, energy_variables(made) if made.name == "phase_space" else None)
-    _record(a, model, options, seconds)
+    _record(a, model, options, seconds, busy)
     each = 1000 * seconds / (found.shape[0] * found.shape[1] * a.intervals)
     print(
         f"{counted(a.n, 'runs')} from each of {counted(len(found), 'states')} in {a.out}: "
@@ -90,8 +90,6 @@ def invert(a: Namespace) -> None:
         raise PerrinError(f"expected --noise and --blur above 0, given {a.noise:g} and {a.blur or 'none'}")
     check_suffix(a.out)
     model = _model(a)
-    if model.config.field == "phase_space":
-        raise PerrinError("expected a model of vorticity or density to invert, given one of phase_space")
     options = model.sampling.changed(steps=a.steps, solver=a.solver or "sde-dpmpp-2m", start=0.999)
     if a.dry_run:
         print(plan_table(options.plan(model.network)))
@@ -105,7 +103,7 @@ def invert(a: Namespace) -> None:
     before = torch.from_numpy(np.repeat(given.values[:, -2], a.n, 0))
     truth = torch.from_numpy(np.repeat(given.values[:, -1], a.n, 0))
     seeds = sample_seeds(a.seed, range(len(before)))
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     batch, parts = a.batch or 64, []
     with one_thread():
         for k in range(0, len(before), batch):
@@ -117,11 +115,11 @@ def invert(a: Namespace) -> None:
             )  # fmt: skip
             parts.append(made.cpu())
     found = torch.stack([before, torch.cat(parts)], 1).float().numpy()
-    seconds = time.perf_counter() - begin
+    seconds, busy = time.perf_counter() - begin, time.process_time() - busy
     words = {**model.config.words, "members": a.n, "generator": f"perrin invert {a.target}, seed {a.seed}"}
     begin_at = given.begin + (given.values.shape[1] - 2) * given.interval
     write_flow(a.out, Trajectories(found, model.config.interval, words, given.name, begin_at))
-    _record(a, model, options, seconds)
+    _record(a, model, options, seconds, busy)
     e = model.config.kind.encode
     error = (e(torch.cat(parts)) - e(truth)).square().mean().sqrt() / model.config.scale
     print(
@@ -130,7 +128,7 @@ def invert(a: Namespace) -> None:
     )
 
 
-def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
+def _record(a: Namespace, model: Any, options: Any, seconds: float, busy: float) -> None:
     from perrin.run.outputs import record_path
     from perrin.run.record import record, write_record
 
@@ -139,6 +137,6 @@ def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
         a,
         bundle={"path": a.target, "sha256": model.sha256},
         sampling=options.to_json(),
-        result={"seconds": round(seconds, 2)},
+        result={"seconds": round(seconds, 2), "cpu_seconds": round(busy, 2), "device": str(model.device)},
     )
     write_record(record_path(a.out), content)
