@@ -122,7 +122,7 @@ class ParticleModality(Modality):
             group.add_argument("--beside", metavar="FILE", help="plots beside this truth")
 
     def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:
-        """The model of a bundle: a `ShowerModel`, `JetModel` or `FlowModel` (of densities too)."""
+        """The model of a bundle: a `ShowerModel`, `JetModel` or `FlowModel` (of densities and plasmas too)."""
         from perrin.modalities.particle import models
 
         return models.load(bundle, device=device)
@@ -140,7 +140,7 @@ class ParticleModality(Modality):
         sampling.sample(arguments)
 
     def simulate(self, arguments: Namespace) -> None:
-        """Trajectories of a flow or of a density of bodies."""
+        """Trajectories of a flow, a density of bodies or a plasma."""
         from perrin.modalities.particle import flow_commands
 
         flow_commands.simulate(arguments)
