@@ -36,7 +36,7 @@ class Emulator(nn.Module):
     def __init__(self, c: NetworkConfig, kind: Field) -> None:
         super().__init__()
         self.kind = kind
-        self.body = PeriodicUNet(2, 1, c.widths, c.blocks, c.condition)
+        self.body = PeriodicUNet(1 + kind.channels, 1, c.widths, c.blocks, c.condition)
         self.told = nn.Parameter(torch.zeros(1, c.condition))
 
     def forward(self, now: Tensor, noise: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ class EmulatorTask(FlowTask):
         self.denoiser = _Holder(self.process)  # type: ignore[assignment]
         _, batch = super().prepare(step, generator=generator, rank=rank, world=world)
         self.denoiser = self.emulator  # type: ignore[assignment]
-        shape = batch["now"].shape
-        noise = torch.randn(2, *shape, generator=generator, device=generator.device)
+        now, shape = batch["now"], batch["now"].shape
+        noise = torch.randn(2, len(now), 1, *shape[2:], generator=generator, device=generator.device)
         return ("crps" if step >= self.turn else "mse"), {
             "now": batch["now"],
             "clean": batch["clean"],
@@ -75,7 +75,7 @@ class EmulatorTask(FlowTask):
         """See `perrin.train.Task`."""
         now, clean = batch["now"], batch["clean"]
         if key == "mse":
-            return {"loss": (model(now, torch.zeros_like(now)) - clean).square().mean()}
+            return {"loss": (model(now, torch.zeros_like(clean)) - clean).square().mean()}
         members = torch.stack([model(now, noise) for noise in batch["noise"]])
         return {"loss": fair_crps(members, clean).mean()}
 
@@ -98,8 +98,8 @@ def simulate(
     for _ in range(intervals):
         parts = []
         for part in now.split(256):
-            seen = (c.kind.encode(part) / c.scale).unsqueeze(1)
-            noise = torch.randn(seen.shape, generator=generator).to(device)
+            seen = c.kind.seen(part, c.scale)
+            noise = torch.randn(len(part), 1, *part.shape[1:], generator=generator).to(device)
             parts.append(c.kind.advance(part, model(seen, noise).squeeze(1), c.change))
         now = torch.cat(parts)
         out.append(now.cpu())
@@ -142,7 +142,7 @@ def main() -> None:
     task = EmulatorTask(model, config, data, batch=a.batch, turn=a.steps // 2)
     Trainer(task, options, Path(a.out + ".run"), accelerator="cuda" if cuda else "cpu", devices=1).run()  # type: ignore[arg-type]
     found = simulate(model, config, test.values[:, 0], a.intervals, a.members, "cuda" if cuda else "cpu")
-    words = {"members": a.members, "title": "emulator"}
+    words = test.words | {"members": a.members, "title": "emulator"}
     write_flow(a.out, Trajectories(found, data.interval, words, test.name, test.begin))
     print(f"{a.members} runs from each of {len(test)} states in {a.out}")
 

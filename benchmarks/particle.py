@@ -1,4 +1,4 @@
-"""Showers, jets, flows and densities against their targets, beside published values and truth against truth in the same run.
+"""Showers, jets, flows, densities and plasmas against their targets, beside published values and truth against truth.
 
     perrin sample particle/showers -n 3160 -o showers.h5
     perrin sample particle/showers-fast --steps 1 -n 3160 -o single.h5
@@ -6,11 +6,16 @@
     perrin simulate particle/kolmogorov --from test.h5 -n 16 --intervals 20 -o flow.h5
     python benchmarks/particle.py --showers showers.h5 geant4_test.h5 --single-shot single.h5 geant4_test.h5 \\
         --jets top top.h5 pythia_top.h5 --flow flow.h5 test.h5 --density runs.h5 densities.h5 \\
-        [--splits 3] [--break-even] [--json FILE]
+        --plasma plasma.h5 plasmas.h5 [--emulator emulator.h5] [--splits 3] [--break-even] [--json FILE]
 
 What is compared with what is written in `docs/particle/metrics.md`. Times are read from the `.run.json` beside each file.
+`--emulator` gives files of `benchmarks/emulator.py`, of the same starts; each is scored beside the model of its field.
 Published rows are on other data (CaloChallenge data set 2: 100,000 showers of 1 to 1000 GeV; JetNet30: 50,000 real jets), so
 they say what is possible, not who is better.
+
+`--break-even` says after how many samples a model has paid for the simulator's time that its training data took,
+`N = n s / (s − m)` for n samples of s each and m for one of the model's. Training itself, minutes on one GPU or core, is not
+counted. The simulator is timed here by its CPU time on one core, but Geant4, which is not here: its time is a parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +29,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from perrin.modalities.particle.commands import compare
+from perrin.errors import PerrinError
+from perrin.modalities.particle.commands import compare, kind_of
 from perrin.modalities.particle.metrics.report import print_lines, table_of
 from perrin.run.atomic import write_json
 
@@ -43,6 +49,10 @@ JETS = (
     ("this recipe of Pythia, quark", "0.76", "likewise"),
 )
 """FPND to the real JetNet30."""
+TRAINED = {"showers": 12_640, "jets": 72_000, "flow": 128 * 61, "density": 800 * 9, "plasma": 160 * 41}
+"""Samples or states that the bundles that ship were trained on."""
+GEANT4 = (100.0, 1000.0, 10_000.0)
+"""Milliseconds of a shower for which the break-even count is told."""
 
 
 def value(result: dict[str, Any], name: str) -> tuple[float, float]:
@@ -51,12 +61,15 @@ def value(result: dict[str, Any], name: str) -> tuple[float, float]:
     return found["value"], found["truth_value"]
 
 
-def milliseconds(file: str) -> float | None:
-    """Per sample, from what `perrin sample` recorded."""
+def recorded(file: str) -> dict[str, Any]:
+    """What `perrin sample` or `perrin simulate` wrote down of its work."""
     path = Path(file + ".run.json")
-    if not path.is_file():
-        return None
-    result = json.loads(path.read_text()).get("result", {})
+    return dict(json.loads(path.read_text()).get("result", {})) if path.is_file() else {}
+
+
+def milliseconds(file: str) -> float | None:
+    """Per sample, of one process."""
+    result = recorded(file)
     count = result.get("made", result.get("samples"))
     return 1000 * result["seconds"] * (result.get("workers") or 1) / count if count else None
 
@@ -72,8 +85,8 @@ def showers(
         rows.append((f"{name}, {metric}", f"≤ {goal:.2f}", f"{a:.3f}", f"{b:.3f}", verdict(a <= goal)))
     a, b = value(result, "response, from truth's")
     rows.append((f"{name}, response", "within 1 %", f"{a:+.2f} %", f"{b:+.2f} %", verdict(abs(a) <= 1)))
-    rows.append(timed(f"{name}, CPU time of a shower", ours, 100))
-    table("published, CaloChallenge data set 2", ("model", "AUC low", "AUC high", "time"), SHOWERS)
+    gpu = str(recorded(ours).get("device", "cpu")).startswith("cuda")
+    rows.append(timed(f"{name}, {'GPU' if gpu else 'CPU'} time of a shower", ours, 5 if gpu else 100))
     return result
 
 
@@ -87,65 +100,143 @@ def jets(kind: str, ours: str, truth: str, splits: int, rows: list[tuple[str, ..
     rows.append(
         (f"{kind}, W1M · 10³", "≤ 1.5 × floor", f"{1e3 * a:.2f}", f"{1e3 * b:.2f}", verdict(a <= 1.5 * b))
     )
-    rows.append(timed(f"{kind}, time of a jet (0.1 ms is for an H100)", ours, 0.1))
+    row = timed(f"{kind}, time of a jet (0.1 ms is for an H100)", ours, 0.1)
+    gpu = str(recorded(ours).get("device", "cpu")).startswith("cuda")
+    rows.append(row if gpu else (*row[:-1], "a CPU's"))
     return result
 
 
-def flow(ours: str, truth: str, rows: list[tuple[str, ...]]) -> dict[str, Any]:
-    """Metrics and targets of a flow."""
-    result = compare("flow", ours, truth)
-    print_lines(f"flow: {ours} like {truth}", table_of(result), [f"{result['samples']} trajectories"])
-    a, b = value(result, "spectrum, mean |ratio − 1|")
-    rows.append(("flow, spectrum", "within 10 %", f"{a:.1f} %", f"{b:.1f} %", verdict(a <= 10)))
-    a, b = value(result, "divergence, largest / largest gradient")
-    rows.append(("flow, divergence (float32)", "≤ 1e-6", f"{a:.1e}", f"{b:.1e}", verdict(a <= 1e-6)))
-    return result
-
-
-def density(ours: str, truth: str, rows: list[tuple[str, ...]]) -> dict[str, Any]:
-    """Metrics and targets of a density of bodies."""
-    result = compare("density", ours, truth)
-    print_lines(f"density: {ours} like {truth}", table_of(result), [f"{result['samples']} trajectories"])
-    a, b = value(result, "power, mean |ratio − 1|")
-    rows.append(("density, power", "within 10 %", f"{a:.1f} %", f"{b:.1f} %", verdict(a <= 10)))
-    a, b = value(result, "mass, largest relative change")
-    rows.append(("density, mass (float32)", "≤ 1e-6", f"{a:.1e}", f"{b:.1e}", verdict(a <= 1e-6)))
+def forecasts(
+    kind: str, result: dict[str, Any], emulator: dict[str, Any] | None, rows: list[tuple[str, ...]]
+) -> None:
+    """Rows on the fair CRPS beside the emulator's, or the best reference's where there is none."""
     for name in (n for n in result["metrics"] if n.startswith("fair CRPS / σ")):
         a = value(result, name)[0]
-        best = min(
-            value(result, name.replace("CRPS", f"CRPS of {k}"))[0] for k in ("persistence", "linear theory")
-        )
-        wanted = f"< {best:.3f}, references"
-        rows.append((f"density, {name}", wanted, f"{a:.3f}", "–", verdict(a < best)))
+        if emulator is not None:
+            best, whose = value(emulator, name)[0], "the emulator's"
+        else:
+            tail = name.removeprefix("fair CRPS")
+            others = [v["value"] for n, v in result["metrics"].items() if n.endswith(tail) and n != name]
+            best, whose = min(others), "references"
+        rows.append((f"{kind}, {name}", f"< {best:.4f}, {whose}", f"{a:.4f}", "–", verdict(a < best)))
+
+
+def field(
+    kind: str, ours: str, truth: str, emulator: str | None, rows: list[tuple[str, ...]]
+) -> dict[str, Any]:
+    """Metrics and targets of a `flow`, a `density` or `phase space`."""
+    result = compare(kind, ours, truth)
+    print_lines(f"{kind}: {ours} like {truth}", table_of(result), [f"{result['samples']} trajectories"])
+    for metric, what, goal in TARGETS[kind]:
+        a, b = value(result, metric)
+        percent = "ratio" in metric
+        wanted = f"within {goal:g} %" if percent else f"≤ {goal:.0e}".replace("e-0", "e-")
+        form = "{:.1f} %" if percent else "{:.1e}"
+        rows.append((f"{kind}, {what}", wanted, form.format(a), form.format(b), verdict(a <= goal)))
+    other = None
+    if emulator:
+        other = compare(kind, emulator, truth)
+        print_lines(f"{kind}: emulator {emulator}", table_of(other), [f"{other['samples']} trajectories"])
+        result["emulator"] = other
+    forecasts(kind, result, other, rows)
     return result
 
 
-def break_even(file: str, truth: str) -> None:
-    """After how many states the model has paid for its training data, if a state of it is cheaper than the solver's."""
+TARGETS = {
+    "flow": (
+        ("spectrum, mean |ratio − 1|", "spectrum", 10),
+        ("divergence, largest / largest gradient", "divergence (float32)", 1e-6),
+    ),
+    "density": (
+        ("power, mean |ratio − 1|", "power", 10),
+        ("mass, largest relative change", "mass (float32)", 1e-6),
+    ),
+    "phase space": (
+        ("field energy, |ratio − 1| of its mean", "field energy", 10),
+        ("charge, largest relative change", "charge (float32)", 1e-6),
+        ("momentum, largest change", "momentum (float32)", 1e-6),
+        ("energy on the grid, largest relative change", "energy (float32)", 1e-6),
+    ),
+}
+"""Metric, its name in the table, and the largest value: in per cent, or of a quantity that is conserved."""
+
+
+def state_milliseconds(file: str) -> float | None:
+    """Of a state, from what `perrin simulate` recorded: CPU time where it ran on one, which others do not lengthen."""
+    from perrin.modalities.particle.flow.files import read_flow
+
+    result = recorded(file)
+    seconds = result.get("cpu_seconds" if result.get("device") == "cpu" else "seconds", result.get("seconds"))
+    if seconds is None:
+        return None
+    found = read_flow(file).values
+    return 1000 * float(seconds) / (found.shape[0] * (found.shape[1] - 1))
+
+
+def solver_milliseconds(kind: str, truth: str) -> float | None:
+    """Of a jet or a state, on one core; `None` where the simulator is not here."""
     import torch
 
-    from perrin.modalities.particle.flow.files import read_flow
-    from perrin.modalities.particle.flow.solver import Flow, resample
+    torch.set_num_threads(1)
+    if kind == "jets":
+        try:
+            from perrin.modalities.particle.jets.pythia import CHUNK, check_packages, make_chunk
 
-    record = json.loads(Path(file + ".run.json").read_text())
-    found = read_flow(file).values
-    states = found.shape[0] * (found.shape[1] - 1)
-    model = record["result"]["seconds"] / states
+            check_packages()
+        except PerrinError:
+            return None
+        begin = time.process_time()
+        make_chunk("gluon", 1_000, 0)
+        return 1000 * (time.process_time() - begin) / CHUNK
+    from perrin.modalities.particle.flow.files import read_flow
+
     data = read_flow(truth)
-    names = ("size", "viscosity", "friction", "force", "wave", "dt")
-    solver = Flow(**{k: data.words[k] for k in names})
-    start = resample(torch.from_numpy(data.values[:8, 0]), solver.size)
-    begin = time.perf_counter()
-    solver.run(start, data.interval)
-    cost = (time.perf_counter() - begin) / len(start)
-    ratio = f"{cost / model:.2g} times the model's" if model else ""
-    print(
-        f"one state: solver {1000 * cost:.2f} ms, model {1000 * model:.2f} ms; the solver's cost is {ratio}"
-    )
-    if cost > model:
-        print(f"break-even after {len(data) * data.values.shape[1] * cost / (cost - model):.0f} states")
+    states = data.values.shape[1]
+    if kind == "flow":
+        from perrin.modalities.particle.flow.solver import Flow, resample
+
+        names = ("size", "viscosity", "friction", "force", "wave", "dt")
+        solver = Flow(**{k: data.words[k] for k in names})
+        start = resample(torch.from_numpy(data.values[:8, 0]), solver.size)
+        begin = time.process_time()
+        solver.run(start, data.interval)
+        return 1000 * (time.process_time() - begin) / len(start)
+    from perrin.modalities.particle.bodies import commands
+    from perrin.modalities.particle.bodies.nbody import Gravity
+    from perrin.modalities.particle.bodies.plasma import Plasma
+    from perrin.modalities.particle.chunks import STATE
+
+    grid = data.values.shape[-1]
+    begin = time.process_time()
+    if kind == "density":
+        gravity = Gravity(**{k: data.words[k] for k in Gravity.__dataclass_fields__ if k in data.words})
+        times = [data.begin + k * data.interval for k in range(states)]
+        STATE["arguments"] = (gravity, 0, times, grid, False)
+        commands._make_nbody(0)
     else:
-        print("no break-even on this machine: the solver of this small flow is the faster one")
+        plasma = Plasma(**{k: data.words[k] for k in Plasma.__dataclass_fields__ if k in data.words})
+        case = commands.CASES[data.words["case"]] | {"thermal": data.words["thermal"]}
+        STATE["arguments"] = (plasma, data.words["case"], case, 0, states, data.interval, grid, False)
+        commands._make_plasma(0)
+    return 1000 * (time.process_time() - begin) / states
+
+
+def break_even(kind: str, model: float | None, solver: float | None, rows: list[tuple[str, ...]]) -> None:
+    """See the module's text."""
+    n = TRAINED[kind]
+    if model is None:
+        rows.append((kind, "not recorded", "–", "–"))
+    elif kind == "showers":
+        told = "; ".join(f"{_paid(n, g, model)} at {g / 1000:g} s" for g in GEANT4)
+        rows.append((kind, f"{model:.3g} ms", "Geant4: not here", told))
+    elif solver is None:
+        rows.append((kind, f"{model:.3g} ms", "not here", "–"))
+    else:
+        rows.append((kind, f"{model:.3g} ms", f"{solver:.3g} ms", _paid(n, solver, model)))
+
+
+def _paid(n: int, solver: float, model: float) -> str:
+    return f"{n * solver / (solver - model):,.0f}" if solver > model else "none: the simulator is faster"
 
 
 def timed(name: str, file: str, target: float) -> tuple[str, ...]:
@@ -181,26 +272,46 @@ def main() -> None:
     parser.add_argument("--jets", nargs=3, action="append", default=[], metavar=("CLASS", "OURS", "TRUTH"))
     parser.add_argument("--flow", nargs=2, metavar=("OURS", "TRUTH"))
     parser.add_argument("--density", nargs=2, metavar=("OURS", "TRUTH"))
-    parser.add_argument("--break-even", action="store_true", help="time the flow's solver")
+    parser.add_argument("--plasma", nargs=2, metavar=("OURS", "TRUTH"))
+    parser.add_argument(
+        "--emulator", action="append", default=[], metavar="FILE", help="of benchmarks/emulator.py"
+    )
+    parser.add_argument("--break-even", action="store_true", help="time the simulators")
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
     a = parser.parse_args()
     rows: list[tuple[str, ...]] = []
+    paid: list[tuple[str, ...]] = []
     results: dict[str, Any] = {}
     if a.showers:
         results["showers"] = showers(*a.showers, a.splits, rows)
     if a.single_shot:
         results["single-shot"] = showers(*a.single_shot, a.splits, rows, "single shot", 0.70)
+    if a.showers or a.single_shot:
+        table("published, CaloChallenge data set 2", ("model", "AUC low", "AUC high", "time"), SHOWERS)
     for kind, ours, truth in a.jets:
         results[kind] = jets(kind, ours, truth, a.splits, rows)
     if a.jets:
         table("FPND to the real JetNet30, published or measured before", ("jets", "FPND", "note"), JETS)
-    if a.flow:
-        results["flow"] = flow(*a.flow, rows)
-        if a.break_even:
-            break_even(*a.flow)
-    if a.density:
-        results["density"] = density(*a.density, rows)
+    emulators = {kind_of(file): file for file in a.emulator}
+    fields = {"flow": a.flow, "density": a.density, "phase space": a.plasma}
+    for kind, files in fields.items():
+        if files:
+            results[kind] = field(kind, *files, emulators.get(kind), rows)
+    if a.break_even:
+        for files in (a.showers, a.single_shot):
+            if files:
+                break_even("showers", milliseconds(files[0]), None, paid)
+        if a.jets:
+            solver = solver_milliseconds("jets", "")
+            for _, ours, _ in a.jets:
+                break_even("jets", milliseconds(ours), solver, paid)
+        for kind, files in fields.items():
+            if files:
+                name = "plasma" if kind == "phase space" else kind
+                solver = solver_milliseconds(name, files[1])
+                break_even(name, state_milliseconds(files[0]), solver, paid)
+        table("break-even", ("what", "one of the model's", "of the simulator's", "paid after"), paid)
     table("targets", ("what", "target", "ours", "truth vs truth", ""), rows)
     if a.json:
         write_json(a.json, results)

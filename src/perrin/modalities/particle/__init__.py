@@ -12,7 +12,7 @@ from perrin.modalities import Modality
 if TYPE_CHECKING:
     from perrin.bundle import Bundle
 
-PRESETS = ("showers", "jets", "kolmogorov", "nbody")
+PRESETS = ("showers", "jets", "kolmogorov", "nbody", "plasma")
 
 
 class ParticleModality(Modality):
@@ -122,13 +122,15 @@ class ParticleModality(Modality):
             group.add_argument("--beside", metavar="FILE", help="plots beside this truth")
 
     def load(self, bundle: Bundle, *, device: str = "cpu") -> Any:
-        """The model of a bundle: a `ShowerModel`, `JetModel` or `FlowModel` (of densities too)."""
+        """The model of a bundle: a `ShowerModel`, `JetModel` or `FlowModel` (of densities and plasmas too)."""
         from perrin.modalities.particle import models
 
         return models.load(bundle, device=device)
 
     def works(self, verb: str, model: Mapping[str, Any]) -> bool:
-        """Showers and jets are sampled; flows go on from given states."""
+        """Showers and jets are sampled; flows go on from given states, and all but plasmas are inverted."""
+        if verb == "invert" and model.get("field") == "phase_space":
+            return False
         return (model.get("kind") == "flow") == (verb != "sample")
 
     def sample(self, arguments: Namespace) -> None:
@@ -138,7 +140,7 @@ class ParticleModality(Modality):
         sampling.sample(arguments)
 
     def simulate(self, arguments: Namespace) -> None:
-        """Trajectories of a flow or of a density of bodies."""
+        """Trajectories of a flow, a density of bodies or a plasma."""
         from perrin.modalities.particle import flow_commands
 
         flow_commands.simulate(arguments)

@@ -94,16 +94,17 @@ def compare(
             classifier=classifier,
             splits=splits,
         )
-    if kind not in ("flow", "density"):
-        raise PerrinError(
-            f"expected showers, jets, flows or densities, given {kind} in {file}: there are no metrics of it"
-        )
     from perrin.modalities.particle.flow.densities import evaluate_densities
     from perrin.modalities.particle.flow.evaluate import evaluate_flow
     from perrin.modalities.particle.flow.files import read_flow
+    from perrin.modalities.particle.flow.plasmas import evaluate_plasmas
 
-    measure = evaluate_flow if kind == "flow" else evaluate_densities
-    return measure(read_flow(file), read_flow(truth))
+    measures = {"flow": evaluate_flow, "density": evaluate_densities, "phase space": evaluate_plasmas}
+    if kind not in measures:
+        raise PerrinError(
+            f"expected showers, jets, flows, densities or phase space, given {kind} in {file}: there are no metrics of it"
+        )
+    return measures[kind](read_flow(file), read_flow(truth))
 
 
 def view(a: Namespace) -> None:

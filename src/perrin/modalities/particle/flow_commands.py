@@ -34,11 +34,13 @@ def simulate(a: Namespace) -> None:
     """`perrin simulate particle/kolmogorov --from FILE -n MEMBERS --intervals N -o FILE`."""
     from perrin.core.plan import plan_table
     from perrin.modalities.particle.flow.files import Trajectories, check_suffix, write_flow
+    from perrin.modalities.particle.flow.plasmas import energy_variables
 
     check_counts(intervals=a.intervals)
     if not a.start:
         raise PerrinError(
-            "expected --from with states to start from, given none: 'perrin data particle/kolmogorov' or nbody makes some"
+            "expected --from with states to start from, given none: 'perrin data particle/kolmogorov', nbody or plasma makes "
+            "some"
         )
     check_suffix(a.out)
     model = _model(a)
@@ -48,7 +50,7 @@ def simulate(a: Namespace) -> None:
         return
     given = _read(a.start, model)
     model.check(given.values[:, 0], given.interval, given.words)
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     found = model.simulate(
         given.values[:, 0],
         a.intervals,
@@ -58,11 +60,12 @@ def simulate(a: Namespace) -> None:
         steps=options.steps,
         solver=options.solver,
     )
-    seconds = time.perf_counter() - begin
+    seconds, busy = time.perf_counter() - begin, time.process_time() - busy
     words = {**model.config.words, "members": a.n, "generator": f"perrin simulate {a.target}, seed {a.seed}"}
     runs = found.reshape(-1, *found.shape[2:])
-    write_flow(a.out, Trajectories(runs, model.config.interval, words, given.name, given.begin))
-    _record(a, model, options, seconds)
+    made = Trajectories(runs, model.config.interval, words, given.name, given.begin)
+    write_flow(a.out, made, energy_variables(made) if made.name == "phase_space" else None)
+    _record(a, model, options, seconds, busy)
     each = 1000 * seconds / (found.shape[0] * found.shape[1] * a.intervals)
     print(
         f"{counted(a.n, 'runs')} from each of {counted(len(found), 'states')} in {a.out}: "
@@ -104,7 +107,7 @@ def invert(a: Namespace) -> None:
     before = torch.from_numpy(np.repeat(given.values[:, -2], a.n, 0))
     truth = torch.from_numpy(np.repeat(given.values[:, -1], a.n, 0))
     seeds = sample_seeds(a.seed, range(len(before)))
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     batch, parts = a.batch or 64, []
     with one_thread():
         for k in range(0, len(before), batch):
@@ -116,11 +119,11 @@ def invert(a: Namespace) -> None:
             )  # fmt: skip
             parts.append(made.cpu())
     found = torch.stack([before, torch.cat(parts)], 1).float().numpy()
-    seconds = time.perf_counter() - begin
+    seconds, busy = time.perf_counter() - begin, time.process_time() - busy
     words = {**model.config.words, "members": a.n, "generator": f"perrin invert {a.target}, seed {a.seed}"}
     begin_at = given.begin + (given.values.shape[1] - 2) * given.interval
     write_flow(a.out, Trajectories(found, model.config.interval, words, given.name, begin_at))
-    _record(a, model, options, seconds)
+    _record(a, model, options, seconds, busy)
     e = model.config.kind.encode
     error = (e(torch.cat(parts)) - e(truth)).square().mean().sqrt() / model.config.scale
     print(
@@ -129,7 +132,7 @@ def invert(a: Namespace) -> None:
     )
 
 
-def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
+def _record(a: Namespace, model: Any, options: Any, seconds: float, busy: float) -> None:
     from perrin.run.outputs import record_path
     from perrin.run.record import record, write_record
 
@@ -138,6 +141,6 @@ def _record(a: Namespace, model: Any, options: Any, seconds: float) -> None:
         a,
         bundle={"path": a.target, "sha256": model.sha256},
         sampling=options.to_json(),
-        result={"seconds": round(seconds, 2)},
+        result={"seconds": round(seconds, 2), "cpu_seconds": round(busy, 2), "device": str(model.device)},
     )
     write_record(record_path(a.out), content)

@@ -87,13 +87,14 @@ def train(a: Namespace) -> None:
     print(f"last loss {last.get('loss', float('nan')):.4f}", file=sys.stderr)
 
 
-FIELDS = {"kolmogorov": "vorticity", "nbody": "density"}
+FIELDS = {"kolmogorov": "vorticity", "nbody": "density", "plasma": "phase_space"}
 """Presets that the model of the next state is trained for, and their fields."""
 _HELP = {
     "showers": "--data showers.h5 in CaloChallenge's layout",
     "jets": "--data gluon=g.npz,top=t.h5 with a file for each class",
     "kolmogorov": "--data flows.h5 made by perrin data particle/kolmogorov",
     "nbody": "--data densities.h5 made by perrin data particle/nbody",
+    "plasma": "--data plasmas.h5 made by perrin data particle/plasma",
 }
 
 
@@ -153,8 +154,10 @@ def make(
     if flow.name != FIELDS[preset]:
         raise PerrinError(f"expected {FIELDS[preset]} in {data} for particle/{preset}, given {flow.name}")
     flow = Trajectories(flow.values[:limit], flow.interval, flow.words, flow.name, flow.begin)
-    # densities of bodies are for a CPU: the solver takes milliseconds
-    sizes = flows.NetworkConfig(widths=(32, 64, 96), blocks=1, condition=96) if preset == "nbody" else None
+    # those of bodies are for a CPU: the solver takes milliseconds
+    sizes = (
+        None if preset == "kolmogorov" else flows.NetworkConfig(widths=(32, 64, 96), blocks=1, condition=96)
+    )
     try:
         flow_config = flows.FlowConfig.from_json(old) if old else flows.flow_config(flow, sizes)
     except ValueError as error:

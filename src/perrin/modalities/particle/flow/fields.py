@@ -3,17 +3,19 @@
 A field moves on by a change `x`, of about unit variance, of its encoding `e`: `ω′ = e⁻¹(e(ω) + s x)`, followed by what the
 dynamics conserves. Vorticity is its own encoding, and keeps its mean (and lacks the grid's highest wave, so that its
 velocity is a field of the grid). A density's is `ln(ρ + c)`; the result is cut at 0 and scaled to the mean it had, so that
-mass is conserved to rounding and nothing is negative.
+mass is conserved to rounding and nothing is negative. Phase space has a step of Vlasov's equation first (`phase_space.py`).
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from perrin.errors import PerrinError
+from perrin.modalities.particle.flow.phase_space import PhaseSpace
 from perrin.modalities.particle.flow.solver import project
 
 
@@ -24,14 +26,26 @@ class Field(Protocol):
         name: as in files.
         parameters: attributes of a file that a model is tied to.
         nonnegative: whether values below 0 are refused.
+        channels: of what the network sees.
     """
 
-    name: str
-    parameters: tuple[str, ...]
-    nonnegative: bool
+    name: ClassVar[str]
+    parameters: ClassVar[tuple[str, ...]]
+    nonnegative: ClassVar[bool]
+    channels: ClassVar[int]
+
+    @classmethod
+    def of(cls, words: Mapping[str, Any], interval: float) -> Self:
+        """That of a file, by its attributes."""
 
     def encode(self, w: Tensor) -> Tensor:
         """Fields `[..., n, n]` as the network's numbers, before they are scaled."""
+
+    def expected(self, now: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The encoded fields that a change is counted from, `[..., n, n]`, and its unit, `[..., 1, 1]`."""
+
+    def seen(self, now: Tensor, scale: float) -> Tensor:
+        """What the network is told of the fields `[B, n, n]`: `[B, channels, n, n]`."""
 
     def held(self, y: Tensor) -> Tensor:
         """The network's output `[B, 1, n, n]` without what a change cannot have."""
@@ -43,16 +57,35 @@ class Field(Protocol):
         """Pairs of states `[B, 2, n, n]` under a random symmetry each."""
 
 
-class Vorticity:
-    """ω of a flow that is forced at a wave number along y."""
+class Plain:
+    """What a field does that is not told otherwise: changes are counted from the state itself."""
 
-    name = "vorticity"
-    parameters: tuple[str, ...] = ("viscosity", "friction", "force", "wave")
-    nonnegative = False
+    channels: ClassVar[int] = 1
+
+    @classmethod
+    def of(cls, words: Mapping[str, Any], interval: float) -> Self:
+        """See `Field`."""
+        return cls()
 
     def encode(self, w: Tensor) -> Tensor:
         """See `Field`."""
         return w
+
+    def expected(self, now: Tensor) -> tuple[Tensor, float]:
+        """See `Field`."""
+        return self.encode(now), 1.0
+
+    def seen(self, now: Tensor, scale: float) -> Tensor:
+        """See `Field`."""
+        return (self.encode(now) / scale).unsqueeze(1)
+
+
+class Vorticity(Plain):
+    """ω of a flow that is forced at a wave number along y."""
+
+    name: ClassVar[str] = "vorticity"
+    parameters: ClassVar[tuple[str, ...]] = ("viscosity", "friction", "force", "wave")
+    nonnegative: ClassVar[bool] = False
 
     def held(self, y: Tensor) -> Tensor:
         """See `Field`."""
@@ -68,12 +101,12 @@ class Vorticity:
         return shifted(pair, generator, n // wave if n % wave == 0 else n)
 
 
-class Density:
+class Density(Plain):
     """ρ/ρ̄ of bodies that attract each other, in a periodic box that has no direction."""
 
-    name = "density"
-    parameters: tuple[str, ...] = ("dimensions", "box", "sigma8", "slope", "shape")
-    nonnegative = True
+    name: ClassVar[str] = "density"
+    parameters: ClassVar[tuple[str, ...]] = ("dimensions", "box", "sigma8", "slope", "shape")
+    nonnegative: ClassVar[bool] = True
     floor = 0.1
 
     def encode(self, w: Tensor) -> Tensor:
@@ -111,12 +144,12 @@ def shifted(pair: Tensor, generator: torch.Generator, period: int) -> Tensor:
     return pair.gather(3, columns[:, None, None].expand_as(pair))
 
 
-FIELDS: dict[str, Field] = {f.name: f for f in (Vorticity(), Density())}
+FIELDS: dict[str, type[Field]] = {f.name: f for f in (Vorticity, Density, PhaseSpace)}
 """The kinds of fields that can be modelled."""
 
 
-def field_of(name: str) -> Field:
-    """The kind of that name. Raises `PerrinError` where there is none."""
+def field_of(name: str, words: Mapping[str, Any], interval: float) -> Field:
+    """The kind of that name, of a file's attributes. Raises `PerrinError` where there is none."""
     if name not in FIELDS:
         raise PerrinError(f"expected a field of {', '.join(FIELDS)}, given {name}: there is no model of it")
-    return FIELDS[name]
+    return FIELDS[name].of(words, interval)

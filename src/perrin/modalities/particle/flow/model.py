@@ -1,9 +1,10 @@
-"""The next state of a flow, or of a density of bodies, as a conditional diffusion model.
+"""The next state of a flow, of a density of bodies, or of a plasma's phase space, as a conditional diffusion model.
 
 The change of the encoded field over one interval, `(e(ω′) − e(ω))/s`, is sampled given `e(ω)/σ`; `fields.py` says what the
-encoding is, what is conserved whatever the network says, and by which symmetries training moves the data. Of a flow the
-mean is kept and the grid's highest wave left out; a velocity is made of the vorticity through the streamfunction
-(`solver.velocity`), so it has no divergence. Of a density the mass is kept.
+encoding is, what the change is counted from where that is not the state itself, what is conserved whatever the network
+says, and by which symmetries training moves the data. Of a flow the mean is kept and the grid's highest wave left out; a
+velocity is made of the vorticity through the streamfunction (`solver.velocity`), so it has no divergence. Of a density the
+mass is kept, of phase space charge, momentum and energy.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class FlowConfig:
     field: str = "vorticity"
 
     def __post_init__(self) -> None:
-        field_of(self.field)
+        self.kind  # noqa: B018 - raises where there is none
         if not downsampled(self.network.widths, self.size):
             raise ValueError(
                 f"expected a grid that can be halved {len(self.network.widths) - 1} times, given {self.size}"
@@ -98,7 +99,7 @@ class FlowConfig:
     @property
     def kind(self) -> Field:
         """How the field is encoded, and what it conserves."""
-        return field_of(self.field)
+        return field_of(self.field, self.words, self.interval)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -119,13 +120,15 @@ def flow_config(data: Trajectories, network: NetworkConfig | None = None) -> Flo
     """
     if data.values.shape[1] < 2:
         raise PerrinError("expected trajectories of at least 2 times to train on, given 1")
-    w = field_of(data.name).encode(torch.from_numpy(data.values)).numpy()
+    kind, fields = field_of(data.name, data.words, data.interval), torch.from_numpy(data.values)
+    w = kind.encode(fields).numpy()
+    base, unit = kind.expected(fields[:, :-1])
     return FlowConfig(
         field=data.name,
         size=w.shape[-1],
         interval=data.interval,
         scale=float(w.std()),
-        change=float((w[:, 1:] - w[:, :-1]).std()),
+        change=float(((torch.from_numpy(w[:, 1:]) - base) / unit).numpy().std()),
         wave=int(data.words.get("wave", 4)),
         words={k: v for k, v in data.words.items() if isinstance(v, int | float | str) and k != "seed"},
         network=network or NetworkConfig(),
@@ -139,7 +142,7 @@ class FlowNetwork(nn.Module):
         super().__init__()
         self.kind = kind
         self.time = TimeEmbedding(c.condition)
-        self.body = PeriodicUNet(2, 1, c.widths, c.blocks, c.condition)
+        self.body = PeriodicUNet(1 + kind.channels, 1, c.widths, c.blocks, c.condition)
 
     def forward(
         self, fields: State, t: Tensor, *, condition: Any, layouts: Layouts, previous: Any = None
@@ -204,8 +207,11 @@ class FlowTask:
         index = self.plan(step)[1].to(device)
         run, time = index // (self.times - 1), index % (self.times - 1)
         pair = torch.stack([self.fields[run, time], self.fields[run, time + 1]], 1).float()
-        pair = c.kind.encode(c.kind.moved(pair, generator, c.wave))
-        now, change = pair[:, :1] / c.scale, (pair[:, 1:] - pair[:, :1]) / c.change
+        kind = c.kind
+        before, after = kind.moved(pair, generator, c.wave).unbind(1)
+        base, unit = kind.expected(before)
+        now = kind.seen(before, c.scale)
+        change = ((kind.encode(after) - base) / (c.change * unit)).to(after).unsqueeze(1)
         u = stratified(torch.rand(len(index), generator=generator, device=device))
         schedule, loss = self.denoiser.process.schedule, self.loss_config
         t = sample_times_edm(u, schedule, mean=loss.mean, std=loss.std, low=loss.t_min, high=0.9999)
@@ -281,7 +287,7 @@ class FlowModel(ParticleModel[NetworkDenoiser, FlowConfig]):
         """
         options, c = options or self.sampling, self.config
         now = now.to(self.device)
-        state: State = {NOW: (c.kind.encode(now.float()) / c.scale).unsqueeze(1)}
+        state: State = {NOW: c.kind.seen(now.float(), c.scale)}
         plan = options.plan(self.network)
         denoiser: Denoiser = guided(self.network) if guided else self.network
         x = sample(
