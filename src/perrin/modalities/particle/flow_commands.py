@@ -39,8 +39,8 @@ def simulate(a: Namespace) -> None:
     check_counts(intervals=a.intervals)
     if not a.start:
         raise PerrinError(
-            "expected --from with states to start from, given none: 'perrin data particle/kolmogorov', nbody or plasma makes "
-            "some"
+            "expected --from with states to start from, given none: 'perrin data particle/kolmogorov', nbody or plasma "
+            "makes some"
         )
     check_suffix(a.out)
     model = _model(a)
