@@ -4,6 +4,7 @@
   DiffPIR over the measurement `operators`), `gradients` (energies, regressors). Guides nest.
 - A **constraint** acts on the state after a row: `constraints` (inpainting, fixed rows; `Given`, on the estimate).
 - **Steering** resamples particles inside groups: `steering`, with weights, ancestors and log-evidence.
+- **Split Gibbs sampling** alternates between a measurement, however nonlinear, and the prior: `split`.
 """
 
 from perrin.core.guides.constraints import Fixed, Given, Inpaint, Shown, together
@@ -21,6 +22,7 @@ from perrin.core.guides.operators import (
     assert_adjoint,
 )
 from perrin.core.guides.posterior import DPS, MMPS, DiffPIR, Measurement, PiGDM, Posterior, conjugate_gradient
+from perrin.core.guides.split import Draw, Likelihood, Linear, Pointwise, falling, split_gibbs
 from perrin.core.guides.steering import Steered, steer, systematic
 
 __all__ = [
@@ -32,10 +34,13 @@ __all__ = [
     "ClassifierFree",
     "DiffPIR",
     "Downsample",
+    "Draw",
     "EnergyGuide",
     "Fixed",
     "Given",
     "Inpaint",
+    "Likelihood",
+    "Linear",
     "LinearOperator",
     "Mask",
     "Matrix",
@@ -43,6 +48,7 @@ __all__ = [
     "Nonlinear",
     "Operator",
     "PiGDM",
+    "Pointwise",
     "Posterior",
     "RegressorGuide",
     "Shown",
@@ -50,6 +56,8 @@ __all__ = [
     "assert_adjoint",
     "classifier_free",
     "conjugate_gradient",
+    "falling",
+    "split_gibbs",
     "steer",
     "systematic",
     "together",
