@@ -206,7 +206,7 @@ def split_gibbs(
         likelihood: of what was seen.
         noise: `CounterNoise(seeds)`: a group's draws depend on its own seeds alone.
         batch: B samples, a multiple of `members`.
-        rhos: ρ of each level, in units of the data, such as `falling(2.0, 0.1, 100)`; where it stays, that law is sampled on.
+        rhos: ρ of each level, in units of the data, such as `falling(2.0, 0.1, 100)`.
         evaluations: of the denoiser in each level.
         members: P in a group, which share one measurement and stand next to each other in the batch.
         threshold: resample a group whose effective sample size is below `threshold · P`; 0 never.
@@ -225,7 +225,9 @@ def split_gibbs(
     if others or not isinstance(gaussian, Gaussian):
         raise PlanError(f"expected a process of one Gaussian field, given {list(composite.fields)}")
     if not solver.stochastic:
-        raise PlanError(f"expected a stochastic solver, as x | z is a draw, given {solver.name}: such as sde-dpmpp-2m")
+        raise PlanError(
+            f"expected a stochastic solver, as x | z is a draw, given {solver.name}: such as sde-dpmpp-2m"
+        )
     if members < 1 or batch % members:
         raise ValueError(f"expected a batch that is a multiple of {members} members, given {batch}")
     if not all(rho > 0 for rho in rhos):

@@ -57,13 +57,17 @@ class WeatherModality(Modality):
                 action="store_true",
                 help="speedy: the truth of the sample that ships, simulate nothing",
             )
-            group.add_argument("--days", type=int, default=3650, help="speedy: to write (default 3650)")
+            group.add_argument("--days", type=int, default=3650, help="speedy, qg: to write (default 3650)")
             group.add_argument(
-                "--spinup", type=int, default=365, metavar="DAYS", help="speedy: before, from rest (365)"
+                "--spinup", type=int, metavar="DAYS", help="speedy, qg: before, from rest (365; qg 1800)"
             )
             group.add_argument(
-                "--interval", type=int, default=12, metavar="HOURS", help="speedy: between states (12)"
+                "--interval", type=int, metavar="HOURS", help="speedy, qg: between states (12; qg 96)"
             )
+            group.add_argument(
+                "--runs", type=int, default=8, metavar="N", help="qg: from different first eddies (8)"
+            )
+            group.add_argument("--seed", type=int, default=0, metavar="N", help="qg: of the first eddies (0)")
         elif verb == "forecast":
             group.add_argument(
                 "--file",
@@ -109,14 +113,16 @@ class WeatherModality(Modality):
                 "--observations",
                 metavar="FILE.csv",
                 required=True,
-                help="columns time, latitude, longitude, value and, if they differ, error",
+                help="columns time, latitude, longitude, value and, if they differ, error; qg: time (hours), layer, y, x (m), value",
             )
             group.add_argument(
                 "--error", type=float, metavar="X", help="standard deviation of the observations' errors"
             )
         elif verb == "train":
             group.add_argument(
-                "--data", metavar="FILE", help="sst: a monthly record; downscale: fine fields by time"
+                "--data",
+                metavar="FILE",
+                help="sst: a monthly record; downscale: fine fields by time; qg: of perrin data weather/qg",
             )
             group.add_argument(
                 "--variables", metavar="NAMES", help="downscale: which, with commas (default: the only one)"
@@ -148,6 +154,13 @@ class WeatherModality(Modality):
             )
             group.add_argument(
                 "--unit", type=float, default=0.1, metavar="X", help="amounts: what is little (default 0.1)"
+            )
+            group.add_argument(
+                "--stride",
+                type=int,
+                default=2,
+                metavar="N",
+                help="qg: the data's states from one to the next (2)",
             )
             group.add_argument(
                 "--width", type=int, default=32, metavar="N", help="downscale: of the networks (default 32)"
@@ -260,9 +273,11 @@ class WeatherModality(Modality):
         return models.load(bundle, device=device)
 
     def works(self, verb: str, model: Mapping[str, Any]) -> bool:
-        """Observations are of the sea's temperature so far; downscaling has models of its own."""
+        """Observations are of the sea's temperature and of two-layer flow; downscaling has models of its own."""
         kind = model.get("kind")
-        return kind == "sst" if verb == "assimilate" else (verb == "downscale") == (kind == "downscale")
+        if verb == "assimilate" or kind == "qg":
+            return verb == "assimilate" and kind in ("sst", "qg")
+        return (verb == "downscale") == (kind == "downscale")
 
     def forecast(self, arguments: Namespace) -> None:
         """Roll out an ensemble."""

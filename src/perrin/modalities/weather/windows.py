@@ -392,7 +392,7 @@ class WindowSmoother:
     """Posterior draws of pieces of trajectory, each from its own observations alone.
 
     Arguments:
-        denoiser, process: the prior of pieces `[L, n]` of `(x − shift) / scale`; `Chained` where L is longer than its windows.
+        denoiser, process: the prior of pieces `[L, n]` of `(x − shift) / scale`, `Chained` where they are long.
         shift, scale: of the states.
         members: of a group, which compete for the piece that they share.
         rho: the blur of the observations at the beginning and at the end, in the states' units: from wider than what is
