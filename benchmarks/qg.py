@@ -4,10 +4,10 @@
     perrin train weather/qg --data qg.zarr --steps 1500 --out my-qg
     python benchmarks/qg.py my-qg
 
-Truths are of other seeds than the data. Each state of a piece is seen at `--points` random places, in the upper layer alone,
-with errors of `--error` of its standard deviation; the lower layer is seen nowhere. Optimal interpolation has the mean and all
-covariances of the same training data in space, time and between the layers (`qg_model.optimal_interpolation`), and is the best
-linear estimate; "one time" is given the last state's observations alone.
+Truths are of other seeds than the data. Each state of a piece is seen at `--points` random places, in the upper layer
+alone, with errors of `--error` of its standard deviation; the lower layer is seen nowhere. Optimal interpolation has all
+covariances of the same training data in space, time and between the layers (`qg_model.optimal_interpolation`), and is the
+best linear estimate; "one time" is given the last state's observations alone.
 """
 
 from __future__ import annotations

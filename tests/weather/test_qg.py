@@ -67,7 +67,7 @@ def test_growth_of_small_waves_is_the_eigenvalue_of_phillips() -> None:
 
 
 def test_energy_is_conserved_and_time_steps_are_of_fourth_order() -> None:
-    """Without shear, drag and damping, eddies of a few waves keep their energy; the error falls as the step's fourth power."""
+    """Without shear, drag and damping, eddies of a few waves keep their energy; errors fall as the step's fourth power."""
     model = TwoLayer(shear=0.0, drag=0.0, damped=False)
     q = model.first(2, seed=1) * 5
     later = model.advance(q, 8)

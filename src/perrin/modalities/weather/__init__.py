@@ -113,7 +113,7 @@ class WeatherModality(Modality):
                 "--observations",
                 metavar="FILE.csv",
                 required=True,
-                help="columns time, latitude, longitude, value and, if they differ, error; qg: time (hours), layer, y, x (m), value",
+                help="columns time, latitude, longitude (qg: time, h, layer, y, x, m), value and, if they differ, error",
             )
             group.add_argument(
                 "--error", type=float, metavar="X", help="standard deviation of the observations' errors"

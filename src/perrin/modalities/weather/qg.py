@@ -9,10 +9,10 @@ moves with the flow, `(u, v) = (−∂ψ/∂y, ∂ψ/∂x)`:
 
     ∂q_i/∂t = −∇·((u_i + U_i, v_i) q_i) − v_i (β ± F_i U) − r ∇²ψ_2 [i = 2],
 
-`+` above. Shear makes eddies of the size of r_d, drag r at the bottom takes their energy. Fields are Fourier series; products
-are taken on the grid, time steps are Runge and Kutta's of fourth order, and after each of them waves above 0.65 of the shortest
-are damped by `exp(−23.6 (k Δx − 0.65 π)⁴)`, as in `pyqg` (Abernathey et al. 2022), whose eddy configuration this is, on a
-square of half the length.
+`+` above. Shear makes eddies of the size of r_d, drag r at the bottom takes their energy. Fields are Fourier series;
+products are taken on the grid, time steps are Runge and Kutta's of fourth order, and after each of them waves above 0.65
+of the shortest are damped by `exp(−23.6 (k Δx − 0.65 π)⁴)`, as in `pyqg` (Abernathey et al. 2022), whose eddy
+configuration this is, on a square of half the length.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TwoLayer:
         return F_1, self.ratio * F_1
 
     def waves(self) -> tuple[Tensor, Tensor]:
-        """Wavenumbers along x and y of `rfft2`, m⁻¹, `[n, n / 2 + 1]`; the shortest ones are 0, so that derivatives are real."""
+        """Wavenumbers along x and y of `rfft2`, m⁻¹, `[n, n / 2 + 1]`; the shortest are 0, so that derivatives are real."""
         unit = 2 * math.pi / self.length
         k = torch.fft.rfftfreq(self.size, 1 / self.size, dtype=torch.float64) * unit
         l = torch.fft.fftfreq(self.size, 1 / self.size, dtype=torch.float64) * unit

@@ -33,7 +33,7 @@ Pieces of {states} states, {hours:g} hours apart, of two-layer quasi-geostrophic
 
 Data: {source}, {runs} runs of {times} states.
 
-Metrics: none measured yet; `python benchmarks/qg.py` of Perrin's repository compares such a model with optimal interpolation.
+Metrics: none measured yet; `python benchmarks/qg.py` of Perrin's repository compares it with optimal interpolation.
 """
 
 

@@ -5,9 +5,9 @@ do not change from place to place, its Gaussian part is one Hermitian matrix S_k
 
     W(x_t) = α S (α² S + σ²)⁻¹ x_t,        s² = diag mean_k S σ² (α² S + σ²)⁻¹
 
-are the mean and the variance of the clean piece if it were normal. The denoiser is `D = W + s F([x_t, W], t)` with a network F
-that is 0 at first: an untrained model assimilates as optimal interpolation does (Gandin 1963), in space and time with all
-covariances of the data, and what is learned is what flow adds to that.
+are the mean and the variance of the clean piece if it were normal. The denoiser is `D = W + s F([x_t, W], t)` with a
+network F that is 0 at first: an untrained model assimilates as optimal interpolation does (Gandin 1963), in space and
+time with all covariances of the data, and what is learned is what flow adds to that.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class QGDenoiser(nn.Module):
         channels, width = 2 * config.states, 64
         self.level = nn.Sequential(Waves(width), nn.Linear(width, width), nn.SiLU())
         self.network = PeriodicUNet(2 * channels, channels, config.widths, config.blocks, width)
-        nn.init.zeros_(self.network.outer.weight)
-        nn.init.zeros_(self.network.outer.bias)
+        for p in self.network.outer.parameters():
+            nn.init.zeros_(p)
 
     def normal(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """W, `[B, 2T, n, n]`, and s, `[B, 2T]`, of `x_t` `[B, 2T, n, n]`."""
@@ -264,7 +264,7 @@ class QGModel:
             "variance": depth.log(),
             "correlation": torch.view_as_real(S / (root[..., :, None] * root[..., None, :])),
         }
-        halves = {}
+        halves: dict[str, Tensor] = {}
         for name, whole in parts.items():
             coarse = whole.half().float()
             halves |= {f"{name}.0": coarse, f"{name}.1": (whole - coarse) * 2048}
@@ -404,7 +404,8 @@ def read_qg_observations(path: str | Path, config: QGConfig, error: float | None
             )
         if not (0 <= values[2] <= config.length and 0 <= values[3] <= config.length):
             raise PerrinError(
-                f"expected y and x from 0 to {config.length:g} m in line {number} of {path}, given {values[2]:g}, {values[3]:g}"
+                f"expected y and x from 0 to {config.length:g} m in line {number} of {path}, given {values[2]:g}, "
+                f"{values[3]:g}: give them in m from the square's corner"
             )
         table.append(values)
     if not table:
