@@ -90,6 +90,11 @@ class WeatherModality(Modality):
                 help="speedy: write means over days or calendar months (default: write every step)",
             )
             group.add_argument(
+                "--forcing",
+                metavar="FILE",
+                help="scenario: a CSV table of year and temperature, or a run whose area mean is taken",
+            )
+            group.add_argument(
                 "--start",
                 metavar="DATE[:DATE]",
                 help="the last month or time known, such as 2009-12 or 2001-03-01T12, or all from one to another "
@@ -125,7 +130,14 @@ class WeatherModality(Modality):
                 help="sst: a monthly record; downscale: fine fields by time; qg: of perrin data weather/qg",
             )
             group.add_argument(
-                "--variables", metavar="NAMES", help="downscale: which, with commas (default: the only one)"
+                "--forcing",
+                metavar="FILE",
+                help="scenario: a CSV table of year and temperature (default: the run's own area mean)",
+            )
+            group.add_argument(
+                "--variables",
+                metavar="NAMES",
+                help="downscale, scenario: which, with commas (default: the only one)",
             )
             group.add_argument(
                 "--factor", type=int, default=4, metavar="F", help="downscale: cells each way in one (4)"
@@ -135,7 +147,7 @@ class WeatherModality(Modality):
                 action="append",
                 default=[],
                 metavar="FROM/TO",
-                help="downscale: times not to train on, such as 1990-01/2009-12; may be given several times",
+                help="downscale, scenario: times not to train on, such as 1990-01/2009-12; may be given several times",
             )
             group.add_argument(
                 "--calibrate",

@@ -15,7 +15,7 @@ import torch
 from perrin.bundle import Bundle, read_bundle, write_bundle
 from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities import find_bundle
-from perrin.modalities.weather import qg_commands
+from perrin.modalities.weather import qg_commands, scenario_commands
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
 from perrin.modalities.weather.downscale_model import (
@@ -30,11 +30,14 @@ from perrin.modalities.weather.forecast import ForecastModel, Rollout, rollout
 from perrin.modalities.weather.infill import nearest
 from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.qg_model import QGModel
+from perrin.modalities.weather.scenario import ScenarioModel
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.run.device import choose_device
 from perrin.run.outputs import record_path
 from perrin.run.pool import cpu_count
 from perrin.run.record import record, write_record
+
+Model = SSTModel | AtmosphereModel | DownscaleModel | QGModel | ScenarioModel
 
 CARD = """# {name}
 
@@ -57,7 +60,7 @@ Metrics: none measured yet; `python benchmarks/downscale.py` of Perrin's reposit
 """
 
 
-def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel | DownscaleModel | QGModel:
+def load(bundle: Bundle, *, device: str = "cpu") -> Model:
     """The model of a bundle.
 
     Raises:
@@ -72,8 +75,11 @@ def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel |
         return DownscaleModel.from_bundle(bundle, device=device)
     if kind == QGModel.kind:
         return QGModel.from_bundle(bundle)
+    if kind == ScenarioModel.kind:
+        return ScenarioModel.from_bundle(bundle)
     raise PerrinError(
-        f"expected a weather model of kind sst, atmosphere, downscale or qg in {bundle.path}, given {kind!r}: update perrin"
+        f"expected a weather model of kind sst, atmosphere, downscale, qg or scenario in {bundle.path}, given {kind!r}: "
+        "update perrin"
     )
 
 
@@ -81,6 +87,13 @@ def forecast(a: Namespace) -> None:
     """`perrin forecast weather/… --members M -o FILE`: resumable, one member in memory for each process."""
     path = find_bundle(a.target)
     model = load(read_bundle(path), device=choose_device(a.device))
+    if isinstance(model, ScenarioModel):
+        scenario_commands.forecast(a, model)
+        return
+    if a.forcing:
+        raise PerrinError(
+            f"expected --forcing for a model of scenarios, given it for {a.target}: leave it out"
+        )
     assert not isinstance(model, DownscaleModel | QGModel)  # `WeatherModality.works`
     leads, step = _length(model, a)
     fields = open_fields(a.file) if a.file else None
@@ -373,8 +386,8 @@ def train(a: Namespace) -> None:
     if a.target == "weather/downscale":
         train_downscale(a)
         return
-    if a.target == "weather/qg":
-        qg_commands.train(a)
+    if a.target in ("weather/qg", "weather/scenario"):
+        (qg_commands if a.target == "weather/qg" else scenario_commands).train(a)
         return
     from perrin.modalities.weather.sst import read_sst
     from perrin.modalities.weather.sst_train import SSTOptions, train_sst
@@ -382,7 +395,8 @@ def train(a: Namespace) -> None:
 
     if a.target != "weather/sst":
         raise PerrinError(
-            f"expected weather/sst, weather/downscale or weather/qg, given {a.target!r}: others cannot be trained so far"
+            f"expected weather/sst, weather/downscale, weather/scenario or weather/qg, given {a.target!r}: "
+            "others cannot be trained so far"
         )
     if not a.data:
         raise PerrinError("expected --data with a monthly record of sea surface temperature, given none")

@@ -40,6 +40,7 @@ from perrin.core.guides.operators import Matrix
 from perrin.core.guides.posterior import MMPS, Measurement
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.errors import PerrinError
+from perrin.modalities.weather.precise import halves, take
 from perrin.nets.features import Waves
 from perrin.nets.periodic import PeriodicUNet, downsampled
 
@@ -264,11 +265,7 @@ class QGModel:
             "variance": depth.log(),
             "correlation": torch.view_as_real(S / (root[..., :, None] * root[..., None, :])),
         }
-        halves: dict[str, Tensor] = {}
-        for name, whole in parts.items():
-            coarse = whole.half().float()
-            halves |= {f"{name}.0": coarse, f"{name}.1": (whole - coarse) * 2048}
-        return dict(self.denoiser.named_parameters()) | halves
+        return dict(self.denoiser.named_parameters()) | halves(parts)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> QGModel:
@@ -283,18 +280,13 @@ class QGModel:
         tensors = bundle.weights()
         config = QGConfig(**tuples(words))
         shape = (config.size, config.size // 2 + 1, 2 * config.states, 2 * config.states)
-        parts = {}
-        for name, size in (("variance", shape[:3]), ("correlation", (*shape, 2))):
-            found = [tensors.pop(f"{name}.{k}", torch.zeros(0)) for k in (0, 1)]
-            if any(f.shape != size for f in found):
-                raise PerrinError(
-                    f"expected a {name} of {size} in {bundle.path}, given {tuple(found[0].shape)}: get it again"
-                )
-            parts[name] = found[0] + found[1] / 2048
-        root = (parts["variance"] / 2).exp()
-        covariance = torch.view_as_complex(parts["correlation"]) * root[..., :, None] * root[..., None, :]
+        source = str(bundle.path)
+        variance = take(tensors, "variance", shape[:3], source)
+        correlation = torch.view_as_complex(take(tensors, "correlation", (*shape, 2), source))
+        root = (variance / 2).exp()
+        covariance = correlation * root[..., :, None] * root[..., None, :]
         denoiser = QGDenoiser(config, covariance)
-        load_weights(denoiser, tensors, source=str(bundle.path))
+        load_weights(denoiser, tensors, source=source)
         return cls(denoiser, steps=steps, iterations=iterations, name=bundle.path.name, sha256=bundle.sha256)
 
     def posterior(self, seen: QGObservations, members: int, *, seed: int = 0, batch: int = 8) -> Tensor:
