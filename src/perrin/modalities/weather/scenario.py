@@ -83,7 +83,7 @@ def read_scenario(fields: Fields, name: str | None = None) -> Record:
         raise PerrinError(
             f"expected every month or one time a year in {fields.label}, given others: average them"
         )
-    keep = np.isfinite(x).all(0)
+    keep = np.asarray(np.isfinite(x).all(0))
     if not keep.any():
         raise PerrinError(f"expected points without missing values in {fields.label}, given none")
     words = {
