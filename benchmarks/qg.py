@@ -78,7 +78,7 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=1000, help="of the truths")
     p.add_argument("--spinup", type=int, default=1800)
     p.add_argument("--steps", type=int, default=16)
-    p.add_argument("--iterations", type=int, default=4)
+    p.add_argument("--iterations", type=int, default=2)
     a = p.parse_args()
     model = QGModel.from_bundle(read_bundle(a.bundle))
     model.steps, model.iterations = a.steps, a.iterations

@@ -36,7 +36,7 @@ from perrin.core import (
     sample_seeds,
 )
 from perrin.core.grids import logit_normal
-from perrin.core.guides.operators import Matrix
+from perrin.core.guides.operators import Map, Matrix
 from perrin.core.guides.posterior import MMPS, Measurement
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.errors import PerrinError
@@ -228,6 +228,30 @@ class QGObservations:
         return out.flatten(1)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Guide(MMPS):
+    """MMPS whose systems are solved from those of the normal law, which are exact before anything is learned.
+
+    Arguments:
+        prior: the model, whose S is the normal law's.
+        rows: H, `[m, T · 2 · n · n]`.
+    """
+
+    prior: QGDenoiser
+    rows: Tensor
+
+    def near(self, alpha: Tensor, sigma: Tensor) -> Map:
+        d, n = self.prior, self.prior.config.size
+        a, s = (v.reshape(-1)[0] for v in (alpha, sigma))  # all samples are at one time
+        left = d.values * s**2 / (a**2 * d.values + s**2)
+        S = torch.einsum("yxcj,yxj,yxdj->yxcd", d.vectors, left.to(d.vectors.dtype), d.vectors.conj())
+        H = torch.fft.rfft2(self.rows.reshape(len(self.rows), -1, n, n), norm="ortho")
+        seen = torch.fft.irfft2(torch.einsum("yxcd,mdyx->mcyx", S, H), s=(n, n), norm="ortho")
+        P = seen.flatten(1).double() @ self.rows.T.double()
+        L = torch.linalg.cholesky((P + P.T) / 2 + (1 + 1e-6) * torch.eye(len(P), dtype=P.dtype))
+        return lambda w: torch.cholesky_solve(w.double().T, L).T.to(w.dtype)
+
+
 class QGModel:
     """A prior and its posterior.
 
@@ -244,7 +268,7 @@ class QGModel:
         denoiser: QGDenoiser,
         *,
         steps: int = 16,
-        iterations: int = 4,
+        iterations: int = 2,
         name: str = "qg",
         sha256: str = "",
     ) -> None:
@@ -299,7 +323,9 @@ class QGModel:
             batch: how many are made together, a matter of memory and speed.
         """
         process, H = self.denoiser.process, seen.matrix(self.config)
-        guide = MMPS(
+        guide = _Guide(
+            prior=self.denoiser,
+            rows=H.float(),
             denoiser=self.denoiser,
             schedule=process.fields[FIELD].schedule,
             measurement=Measurement(
