@@ -72,16 +72,15 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("bundle")
     p.add_argument("--cases", type=int, default=8)
-    p.add_argument("--members", type=int, default=8)
+    p.add_argument("--members", type=int, default=32)
     p.add_argument("--points", type=int, nargs="+", default=[20, 60])
     p.add_argument("--error", type=float, default=0.05)
     p.add_argument("--seed", type=int, default=1000, help="of the truths")
     p.add_argument("--spinup", type=int, default=1800)
-    p.add_argument("--steps", type=int, default=16)
-    p.add_argument("--iterations", type=int, default=2)
+    p.add_argument("--steps", type=int, default=32)
     a = p.parse_args()
     model = QGModel.from_bundle(read_bundle(a.bundle))
-    model.steps, model.iterations = a.steps, a.iterations
+    model.steps = a.steps
     psi = truths(model, a.cases, a.seed, a.spinup)
     learned(model, psi)
     last = model.config.states - 1

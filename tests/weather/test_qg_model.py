@@ -38,7 +38,7 @@ def toy() -> tuple[QGModel, torch.Tensor]:
     x = torch.fft.irfft2(a, s=(8, 8))
     runs = torch.stack([3 * x.roll(t, -1) for t in range(5)], 1)
     denoiser = prior(runs, {"hours": 24.0, "length": 8.0}, states=2, stride=2, widths=(8,))
-    return QGModel(denoiser, steps=24, iterations=1), runs
+    return QGModel(denoiser, steps=24), runs
 
 
 def seen(model: QGModel) -> QGObservations:

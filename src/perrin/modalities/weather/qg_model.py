@@ -37,7 +37,7 @@ from perrin.core import (
 )
 from perrin.core.grids import logit_normal
 from perrin.core.guides.operators import Map, Matrix
-from perrin.core.guides.posterior import MMPS, Measurement
+from perrin.core.guides.posterior import Measurement, Posterior
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.errors import PerrinError
 from perrin.modalities.weather.precise import halves, take
@@ -229,8 +229,12 @@ class QGObservations:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Guide(MMPS):
-    """MMPS whose systems are solved from those of the normal law, which are exact before anything is learned.
+class NormalGuide(Posterior):
+    """`D + C Hᵀ (1 + H C Hᵀ)⁻¹ (y − H D)`, with `C = S σ² (α² S + σ²)⁻¹`, the covariance of x_0 given x_t in the normal law.
+
+    MMPS would have the Jacobian of D in place of C. A network's is no covariance, neither symmetric nor positive, and with
+    many exact observations the sampler then blows up. This one is exact before anything is learned, and needs no
+    derivative afterwards.
 
     Arguments:
         prior: the model, whose S is the normal law's.
@@ -239,17 +243,21 @@ class _Guide(MMPS):
 
     prior: QGDenoiser
     rows: Tensor
+    differentiates = False
 
-    def near(self, alpha: Tensor, sigma: Tensor) -> Map:
+    def shift(
+        self, residual: Tensor, alpha: Tensor, sigma: Tensor, forward: Map, adjoint: Map, covariance: Map
+    ) -> Tensor:
         d, n = self.prior, self.prior.config.size
         a, s = (v.reshape(-1)[0] for v in (alpha, sigma))  # all samples are at one time
         left = d.values * s**2 / (a**2 * d.values + s**2)
-        S = torch.einsum("yxcj,yxj,yxdj->yxcd", d.vectors, left.to(d.vectors.dtype), d.vectors.conj())
+        C = torch.einsum("yxcj,yxj,yxdj->yxcd", d.vectors, left.to(d.vectors.dtype), d.vectors.conj())
         H = torch.fft.rfft2(self.rows.reshape(len(self.rows), -1, n, n), norm="ortho")
-        seen = torch.fft.irfft2(torch.einsum("yxcd,mdyx->mcyx", S, H), s=(n, n), norm="ortho")
-        P = seen.flatten(1).double() @ self.rows.T.double()
-        L = torch.linalg.cholesky((P + P.T) / 2 + (1 + 1e-6) * torch.eye(len(P), dtype=P.dtype))
-        return lambda w: torch.cholesky_solve(w.double().T, L).T.to(w.dtype)
+        CH = torch.fft.irfft2(torch.einsum("yxcd,mdyx->mcyx", C, H), s=(n, n), norm="ortho").flatten(1)
+        P = CH.double() @ self.rows.T.double()
+        P = (P + P.T) / 2 + torch.eye(len(P), dtype=P.dtype)
+        w = torch.linalg.solve(P, residual.double().T).T.to(residual.dtype)
+        return (w @ CH).reshape(alpha.shape[0], *self.prior.config.shape)
 
 
 class QGModel:
@@ -257,7 +265,7 @@ class QGModel:
 
     Arguments:
         denoiser: of pieces.
-        steps, iterations: evaluations of the network, and of conjugate gradients in each.
+        steps: evaluations of the network.
         name, sha256: of the bundle.
     """
 
@@ -267,18 +275,17 @@ class QGModel:
         self,
         denoiser: QGDenoiser,
         *,
-        steps: int = 16,
-        iterations: int = 2,
+        steps: int = 32,
         name: str = "qg",
         sha256: str = "",
     ) -> None:
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.config, self.steps, self.iterations = denoiser.config, steps, iterations
+        self.config, self.steps = denoiser.config, steps
         self.name, self.sha256 = name, sha256
 
     def to_json(self) -> dict[str, Any]:
         """The configuration of a bundle."""
-        return {"kind": self.kind, "steps": self.steps, "iterations": self.iterations} | asdict(self.config)
+        return {"kind": self.kind, "steps": self.steps} | asdict(self.config)
 
     def weights(self) -> dict[str, Tensor]:
         """Of a bundle, which keeps half precision: the covariance is in two parts, as correlations and logarithms."""
@@ -299,7 +306,7 @@ class QGModel:
             PerrinError: the bundle does not fit together.
         """
         words = dict(bundle.config["model"])
-        steps, iterations = words.pop("steps"), words.pop("iterations")
+        steps = words.pop("steps")
         words.pop("kind")
         tensors = bundle.weights()
         config = QGConfig(**tuples(words))
@@ -311,7 +318,7 @@ class QGModel:
         covariance = correlation * root[..., :, None] * root[..., None, :]
         denoiser = QGDenoiser(config, covariance)
         load_weights(denoiser, tensors, source=source)
-        return cls(denoiser, steps=steps, iterations=iterations, name=bundle.path.name, sha256=bundle.sha256)
+        return cls(denoiser, steps=steps, name=bundle.path.name, sha256=bundle.sha256)
 
     def posterior(self, seen: QGObservations, members: int, *, seed: int = 0, batch: int = 8) -> Tensor:
         """Draws of ψ given observations, `[members, T, 2, n, n]`, m² s⁻¹; member k is the same whatever their number.
@@ -323,7 +330,7 @@ class QGModel:
             batch: how many are made together, a matter of memory and speed.
         """
         process, H = self.denoiser.process, seen.matrix(self.config)
-        guide = _Guide(
+        guide = NormalGuide(
             prior=self.denoiser,
             rows=H.float(),
             denoiser=self.denoiser,
@@ -332,7 +339,6 @@ class QGModel:
                 Matrix(H.float(), self.config.shape), (seen.value / seen.error).float()[None], std=1.0
             ),
             field=FIELD,
-            iterations=self.iterations,
         )
         plan = plan_steps(
             process,
