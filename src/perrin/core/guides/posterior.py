@@ -73,7 +73,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(dim=1).reshape(-1, *([1] * (a.ndim - 1)))
 
 
-def conjugate_gradient(matrix: Map, b: Tensor, iterations: int, near: Map | None = None) -> Tensor:
+def conjugate_gradient(matrix: Map, b: Tensor, iterations: int) -> Tensor:
     """Solve `M w = b` for symmetric positive `M`, from `w = 0`, each sample by itself (Hestenes and Stiefel 1952).
 
     The number of iterations is fixed, so the host never waits; a solved sample stops moving.
@@ -81,11 +81,9 @@ def conjugate_gradient(matrix: Map, b: Tensor, iterations: int, near: Map | None
     Arguments:
         matrix: `w ↦ M w`.
         b: `[B, …]`.
-        near: `r ↦ P⁻¹ r`, with P symmetric, positive and near M: a preconditioner. With P = M one iteration is exact.
     """
-    w, r = torch.zeros_like(b), b
-    z = p = r if near is None else near(r)
-    rr = dot(r, z)
+    w, r, p = torch.zeros_like(b), b, b
+    rr = dot(r, r)
     tiny = torch.finfo(b.dtype).eps ** 2 * rr
     for _ in range(iterations):
         mp = matrix(p)
@@ -93,9 +91,8 @@ def conjugate_gradient(matrix: Map, b: Tensor, iterations: int, near: Map | None
         go = (rr > tiny) & (curvature > 0)
         step = torch.where(go, rr / torch.where(go, curvature, 1.0), 0.0)
         w, r = w + step * p, r - step * mp
-        z = r if near is None else near(r)
-        new = dot(r, z)
-        p = torch.where(go, z + torch.where(go, new / torch.where(go, rr, 1.0), 0.0) * p, torch.zeros_like(p))
+        new = dot(r, r)
+        p = torch.where(go, r + torch.where(go, new / torch.where(go, rr, 1.0), 0.0) * p, torch.zeros_like(p))
         rr = torch.where(go, new, rr)
     return w
 
@@ -244,12 +241,7 @@ class MMPS(Posterior):
         def matrix(w: Tensor) -> Tensor:
             return s2 * w + forward(covariance(adjoint(w)))
 
-        near = self.near(alpha, sigma)
-        return covariance(adjoint(conjugate_gradient(matrix, residual, self.iterations, near)))
-
-    def near(self, alpha: Tensor, sigma: Tensor) -> Map | None:
-        """`w ↦ P⁻¹ w` for a P near `s² + A V Aᵀ`, where one is known: fewer iterations do then."""
-        return None
+        return covariance(adjoint(conjugate_gradient(matrix, residual, self.iterations)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -275,7 +275,7 @@ class QGModel:
         self,
         denoiser: QGDenoiser,
         *,
-        steps: int = 32,
+        steps: int = 16,
         name: str = "qg",
         sha256: str = "",
     ) -> None:
