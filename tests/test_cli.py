@@ -183,7 +183,7 @@ WRONG = {
     "sample molecule/none -n 4 -o out.sdf": "molecule/qm9",
     "sample cooking/soup -n 4 -o out.sdf": "cooking/soup",
     "sample nowhere -n 4 -o out.sdf": "nowhere",
-    "sample molecule -n 4 -o out.sdf": "(molecule/qm9)",
+    "sample molecule -n 4 -o out.sdf": "(molecule/qm9, ",
     "sample particle/kolmogorov -n 4 -o out.h5": "which is for perrin simulate and invert",
     "simulate molecule/qm9 --from a.h5 -n 4 -o out.h5": "particle/nbody, particle/plasma), given molecule/qm9",
     "simulate --from a.h5 molecule/qm9 -n 4 -o out.h5": "particle/nbody, particle/plasma), given molecule/qm9",

@@ -15,6 +15,7 @@ from perrin.modalities.weather.windows import (
     Sight,
     WindowConfig,
     WindowFilter,
+    WindowSmoother,
     WindowTask,
     build_denoiser,
     gaspari_cohn,
@@ -172,3 +173,42 @@ def test_chained_windows_are_the_denoiser_of_a_longer_piece() -> None:
     assert error[4:-4].mean() < 0.02
     one = Chained(exact_denoiser(process, covariance(count)), count, 3)
     torch.testing.assert_close(one({FIELD: x}, t, layouts={FIELD: Dense(400)})[FIELD], a)
+
+
+def test_smoother_draws_are_bayes_rule_with_a_blurred_error() -> None:
+    """A linear model seen at two of four times: the mean and the variances of a normal law with the error ε² + ρ²."""
+    sites, length, rho = 3, 4, 0.1
+    A, _, C = linear_model(sites)
+    power = [torch.linalg.matrix_power(A, k) for k in range(length)]
+    rows = [
+        [power[i - j] @ C if i >= j else C @ power[j - i].T for j in range(length)] for i in range(length)
+    ]
+    S = torch.cat([torch.cat(row, 1) for row in rows])
+    process = Composite(fields={FIELD: Gaussian(features=(length, sites))})
+    smoother = WindowSmoother(
+        denoiser=exact_denoiser(process, S),
+        process=process,
+        shift=5.0,
+        scale=2.0,
+        members=300,
+        rho=(6.0, rho * 2),
+        levels=20,
+        hold=30,
+        keep=25,
+        evaluations=16,
+    )
+    error = 0.8
+    y = 5 + 2 * torch.randn(2, 2, sites, generator=torch.Generator().manual_seed(3), dtype=F64)
+    draws = smoother.run(y, (1, 3), Sight(h=lambda x: x, error=error))
+    assert draws.shape == (2, 25 * 300, length, sites)
+    H = torch.zeros(2 * sites, length * sites, dtype=F64)
+    H[:sites, sites : 2 * sites] = H[sites:, 3 * sites :] = torch.eye(sites, dtype=F64)
+    R = ((error / 2) ** 2 + rho**2) * torch.eye(2 * sites, dtype=F64)
+    K = S @ H.T @ torch.linalg.inv(H @ S @ H.T + R)
+    spread = 2 * (S - K @ H @ S).diagonal().sqrt()
+    for k in range(2):
+        mean = 5 + 2 * (K @ ((y[k].flatten() - 5) / 2))
+        found = draws[k].flatten(1)
+        assert float(((found.mean(0) - mean) / spread).abs().max()) < 0.15
+        ratio = (found.std(0) / spread) ** 2
+        assert 0.85 < float(ratio.min()) <= float(ratio.max()) < 1.15

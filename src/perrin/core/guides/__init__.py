@@ -5,6 +5,7 @@
 - A **constraint** acts on the state after a row: `constraints` (inpainting, fixed rows; `Given`, on the estimate).
 - **Steering** resamples particles inside groups: `steering`, with weights, ancestors and log-evidence; `winnowing`, with
   fewer and fewer particles.
+- **Split Gibbs sampling** alternates between a measurement, however nonlinear, and the prior: `split`.
 """
 
 from perrin.core.guides.constraints import Fixed, Given, Inpaint, Shown, together
@@ -22,6 +23,7 @@ from perrin.core.guides.operators import (
     assert_adjoint,
 )
 from perrin.core.guides.posterior import DPS, MMPS, DiffPIR, Measurement, PiGDM, Posterior, conjugate_gradient
+from perrin.core.guides.split import Draw, Likelihood, Linear, Pointwise, falling, split_gibbs
 from perrin.core.guides.steering import Steered, steer, systematic
 from perrin.core.guides.winnowing import Places, evaluations, winnow
 
@@ -34,10 +36,13 @@ __all__ = [
     "ClassifierFree",
     "DiffPIR",
     "Downsample",
+    "Draw",
     "EnergyGuide",
     "Fixed",
     "Given",
     "Inpaint",
+    "Likelihood",
+    "Linear",
     "LinearOperator",
     "Mask",
     "Matrix",
@@ -46,6 +51,7 @@ __all__ = [
     "Operator",
     "PiGDM",
     "Places",
+    "Pointwise",
     "Posterior",
     "RegressorGuide",
     "Shown",
@@ -54,6 +60,8 @@ __all__ = [
     "classifier_free",
     "conjugate_gradient",
     "evaluations",
+    "falling",
+    "split_gibbs",
     "steer",
     "systematic",
     "together",

@@ -64,13 +64,17 @@ class WeatherModality(Modality):
                 action="store_true",
                 help="speedy: the truth of the sample that ships, simulate nothing; rain: made-up showers to try with",
             )
-            group.add_argument("--days", type=int, default=3650, help="speedy: to write (default 3650)")
+            group.add_argument("--days", type=int, default=3650, help="speedy, qg: to write (default 3650)")
             group.add_argument(
-                "--spinup", type=int, default=365, metavar="DAYS", help="speedy: before, from rest (365)"
+                "--spinup", type=int, metavar="DAYS", help="speedy, qg: before, from rest (365; qg 1800)"
             )
             group.add_argument(
-                "--interval", type=int, default=12, metavar="HOURS", help="speedy: between states (12)"
+                "--interval", type=int, metavar="HOURS", help="speedy, qg: between states (12; qg 96)"
             )
+            group.add_argument(
+                "--runs", type=int, default=8, metavar="N", help="qg: from different first eddies (8)"
+            )
+            group.add_argument("--seed", type=int, default=0, metavar="N", help="qg: of the first eddies (0)")
         elif verb == "forecast":
             group.add_argument(
                 "--file",
@@ -91,6 +95,11 @@ class WeatherModality(Modality):
                 "--every",
                 metavar="5d|month",
                 help="speedy: write means over days or calendar months (default: write every step)",
+            )
+            group.add_argument(
+                "--forcing",
+                metavar="FILE",
+                help="scenario: a CSV table of year and temperature, or a run whose area mean is taken",
             )
             group.add_argument(
                 "--start",
@@ -122,17 +131,26 @@ class WeatherModality(Modality):
                 "--observations",
                 metavar="FILE.csv",
                 required=True,
-                help="columns time, latitude, longitude, value and, if they differ, error",
+                help="columns time, latitude, longitude (qg: time, h, layer, y, x, m), value and, if they differ, error",
             )
             group.add_argument(
                 "--error", type=float, metavar="X", help="standard deviation of the observations' errors"
             )
         elif verb == "train":
             group.add_argument(
-                "--data", metavar="FILE", help="sst: a monthly record; downscale: fine fields by time"
+                "--data",
+                metavar="FILE",
+                help="sst: a monthly record; downscale: fine fields by time; qg: of perrin data weather/qg",
             )
             group.add_argument(
-                "--variables", metavar="NAMES", help="downscale: which, with commas (default: the only one)"
+                "--forcing",
+                metavar="FILE",
+                help="scenario: a CSV table of year and temperature (default: the run's own area mean)",
+            )
+            group.add_argument(
+                "--variables",
+                metavar="NAMES",
+                help="downscale, scenario: which, with commas (default: the only one)",
             )
             group.add_argument(
                 "--factor", type=int, default=4, metavar="F", help="downscale: cells each way in one (4)"
@@ -142,7 +160,7 @@ class WeatherModality(Modality):
                 action="append",
                 default=[],
                 metavar="FROM/TO",
-                help="downscale: times not to train on, such as 1990-01/2009-12; may be given several times",
+                help="downscale, scenario: times not to train on, such as 1990-01/2009-12; may be given several times",
             )
             group.add_argument(
                 "--calibrate",
@@ -161,6 +179,13 @@ class WeatherModality(Modality):
             )
             group.add_argument(
                 "--unit", type=float, default=0.1, metavar="X", help="amounts: what is little (default 0.1)"
+            )
+            group.add_argument(
+                "--stride",
+                type=int,
+                default=2,
+                metavar="N",
+                help="qg: the data's states from one to the next (2)",
             )
             group.add_argument(
                 "--width", type=int, default=32, metavar="N", help="downscale: of the networks (default 32)"
@@ -273,9 +298,11 @@ class WeatherModality(Modality):
         return models.load(bundle, device=device)
 
     def works(self, verb: str, model: Mapping[str, Any]) -> bool:
-        """Observations are of the sea's temperature so far; downscaling has models of its own."""
+        """Observations are of the sea's temperature and of two-layer flow; downscaling has models of its own."""
         kind = model.get("kind")
-        return kind == "sst" if verb == "assimilate" else (verb == "downscale") == (kind == "downscale")
+        if verb == "assimilate" or kind == "qg":
+            return verb == "assimilate" and kind in ("sst", "qg")
+        return (verb == "downscale") == (kind == "downscale")
 
     def forecast(self, arguments: Namespace) -> None:
         """Roll out an ensemble."""

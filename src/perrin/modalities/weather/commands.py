@@ -54,6 +54,11 @@ def data(a: Namespace) -> None:
     if a.target == "weather/speedy":
         sample(a) if a.sample else speedy(a)
         return
+    if a.target == "weather/qg":
+        from perrin.modalities.weather import qg_commands
+
+        qg_commands.data(a)
+        return
     if a.target == "weather/coarse":
         coarse(a)
         return
@@ -156,7 +161,8 @@ def speedy(a: Namespace) -> None:
         raise PerrinError(
             f"expected an output that ends in .zarr, given {a.out}: it is too large for one file"
         )
-    found = produce(a.out, days=a.days, spinup=a.spinup, interval=a.interval)
+    spinup, interval = (b if x is None else x for x, b in ((a.spinup, 365), (a.interval, 12)))
+    found = produce(a.out, days=a.days, spinup=spinup, interval=interval)
     print(f"{found['states']} states in {a.out}")
 
 

@@ -15,6 +15,7 @@ import torch
 from perrin.bundle import Bundle, read_bundle, write_bundle
 from perrin.errors import PerrinError, check_counts, counted, warn
 from perrin.modalities import find_bundle
+from perrin.modalities.weather import qg_commands, scenario_commands
 from perrin.modalities.weather.amounts import intervals
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.commands import parse_years
@@ -31,11 +32,15 @@ from perrin.modalities.weather.forecast import ForecastModel, Rollout, rollout
 from perrin.modalities.weather.infill import nearest
 from perrin.modalities.weather.means import bins, days_of
 from perrin.modalities.weather.observations import read_observations
+from perrin.modalities.weather.qg_model import QGModel
+from perrin.modalities.weather.scenario import ScenarioModel
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.run.device import choose_device
 from perrin.run.outputs import record_path
 from perrin.run.pool import cpu_count
 from perrin.run.record import record, write_record
+
+Model = SSTModel | AtmosphereModel | DownscaleModel | QGModel | ScenarioModel
 
 CARD = """# {name}
 
@@ -58,7 +63,7 @@ Metrics: none measured yet; `python benchmarks/downscale.py` of Perrin's reposit
 """
 
 
-def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel | DownscaleModel:
+def load(bundle: Bundle, *, device: str = "cpu") -> Model:
     """The model of a bundle.
 
     Raises:
@@ -71,8 +76,13 @@ def load(bundle: Bundle, *, device: str = "cpu") -> SSTModel | AtmosphereModel |
         return AtmosphereModel.from_bundle(bundle, device=device)
     if kind == DownscaleModel.kind:
         return DownscaleModel.from_bundle(bundle, device=device)
+    if kind == QGModel.kind:
+        return QGModel.from_bundle(bundle)
+    if kind == ScenarioModel.kind:
+        return ScenarioModel.from_bundle(bundle)
     raise PerrinError(
-        f"expected a weather model of kind sst, atmosphere or downscale in {bundle.path}, given {kind!r}: update perrin"
+        f"expected a weather model of kind sst, atmosphere, downscale, qg or scenario in {bundle.path}, given {kind!r}: "
+        "update perrin"
     )
 
 
@@ -80,7 +90,14 @@ def forecast(a: Namespace) -> None:
     """`perrin forecast weather/… --members M -o FILE`: resumable, one member in memory for each process."""
     path = find_bundle(a.target)
     model = load(read_bundle(path), device=choose_device(a.device))
-    assert not isinstance(model, DownscaleModel)  # `WeatherModality.works`
+    if isinstance(model, ScenarioModel):
+        scenario_commands.forecast(a, model)
+        return
+    if a.forcing:
+        raise PerrinError(
+            f"expected --forcing for a model of scenarios, given it for {a.target}: leave it out"
+        )
+    assert not isinstance(model, DownscaleModel | QGModel)  # `WeatherModality.works`
     leads, step = _length(model, a)
     fields = open_fields(a.file) if a.file else None
     if fields is not None and fields.is_forecast:
@@ -193,6 +210,9 @@ def parse_days(text: str, fields: Fields) -> list[Any]:
 def assimilate(a: Namespace) -> None:
     """`perrin assimilate weather/… --observations FILE.csv -o FILE`."""
     model = load(read_bundle(find_bundle(a.target)))
+    if isinstance(model, QGModel):
+        qg_commands.assimilate(a, model)
+        return
     assert isinstance(model, SSTModel)  # `WeatherModality.works`
     months = read_observations(a.observations, a.error)
     for month in months:  # said before the work, which may take long
@@ -392,14 +412,17 @@ def train(a: Namespace) -> None:
     if a.target == "weather/downscale":
         train_downscale(a)
         return
+    if a.target in ("weather/qg", "weather/scenario"):
+        (qg_commands if a.target == "weather/qg" else scenario_commands).train(a)
+        return
     from perrin.modalities.weather.sst import read_sst
     from perrin.modalities.weather.sst_train import SSTOptions, train_sst
     from perrin.train import TrainOptions
 
     if a.target != "weather/sst":
         raise PerrinError(
-            f"expected weather/sst or weather/downscale, given {a.target!r}: say one of them (weather/rain and "
-            "weather/sst-fine are made by weather/downscale); others cannot be trained so far"
+            f"expected weather/sst, weather/downscale, weather/scenario or weather/qg, given {a.target!r}: say one of them "
+            "(weather/rain and weather/sst-fine are made by weather/downscale); others cannot be trained so far"
         )
     if not a.data:
         raise PerrinError("expected --data with a monthly record of sea surface temperature, given none")

@@ -10,10 +10,15 @@ windows tied by a background in place of one long trajectory, so that a cycle's 
 The analysis of x_T is the ensemble of the last states; its covariance is tapered with distance (Houtekamer & Mitchell 2001)
 and is the B of a window T − 1 steps later. p(x_1) is taken as normal with the covariance C. For a normal p(x) and a linear
 h this is the Kalman filter.
+
+The guide needs the network's Jacobian as a covariance, and h linearised. `WindowSmoother` needs neither: it samples long
+pieces, without a background, by split Gibbs sampling (`perrin.core.guides.split`) in groups of members that compete, for h
+that act site by site and may fold or saturate.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,6 +45,7 @@ from perrin.core import (
 from perrin.core.grids import logit_normal
 from perrin.core.guides.operators import Map, Operator
 from perrin.core.guides.posterior import MMPS, Measurement
+from perrin.core.guides.split import Pointwise, falling, split_gibbs
 from perrin.core.layout import Layouts
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.nets.features import Waves
@@ -374,3 +380,70 @@ class WindowFilter:
         root = values.clamp(min=0).sqrt()
         seen = torch.where(root > 1e-6, (Q.T @ (inverse @ x.mean(0))) / root.clamp(min=1e-6), 0.0)
         return (root[:, None] * Q.T).to(members), seen.to(members)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WindowSmoother:
+    """Posterior draws of pieces of trajectory, each from its own observations alone.
+
+    Arguments:
+        denoiser, process: the prior of pieces `[L, n]` of `(x − shift) / scale`, `Chained` where they are long.
+        shift, scale: of the states.
+        members: of a group, which compete for the piece that they share.
+        rho: the blur of the observations at the beginning and at the end, in the states' units: from wider than what is
+            not known to well below the error of the observations.
+        levels, hold: falling values of the blur, and repetitions of the last.
+        keep: how many of the last levels' draws are returned.
+        evaluations: of the denoiser in each level.
+    """
+
+    denoiser: Denoiser
+    process: Composite
+    shift: float = 0.0
+    scale: float = 1.0
+    members: int = 8
+    rho: tuple[float, float] = (8.0, 0.4)
+    levels: int = 100
+    hold: int = 10
+    keep: int = 10
+    evaluations: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= self.levels + self.hold:
+            raise ValueError(f"expected keep from 1 to {self.levels + self.hold}, given {self.keep}")
+
+    def run(self, y: Tensor, at: Sequence[int], sight: Sight, *, seed: int = 0) -> Tensor:
+        """Draws, `[pieces, keep · members, L, n]`.
+
+        Arguments:
+            y: observations of each piece, `[pieces, times, n]`.
+            at: the steps of the piece that they are of, rising.
+            sight: what they are of; h acts site by site, its error is a number or `[n]`.
+            seed: of the members.
+        """
+        length, n = (int(k) for k in self.process.fields[FIELD].features)  # type: ignore[attr-defined]
+        pieces = len(y)
+        seen = torch.zeros(length, n, dtype=torch.bool)
+        seen[list(at)] = True
+        likelihood = Pointwise(
+            lambda z: sight.h(z * self.scale + self.shift),
+            y.flatten(1).repeat_interleave(self.members, 0),
+            torch.as_tensor(sight.error).expand(len(at), n).flatten(),
+            seen,
+        )
+        batch = pieces * self.members
+        start, stop = (r / self.scale for r in self.rho)
+        draws = split_gibbs(
+            self.denoiser,
+            self.process,
+            likelihood,
+            CounterNoise(sample_seeds(seed, range(batch)), dtype=y.dtype),
+            batch,
+            rhos=falling(start, stop, self.levels, self.hold),
+            evaluations=self.evaluations,
+            members=self.members,
+        )
+        kept = deque((draw.x for draw in draws), maxlen=self.keep)
+        x = torch.stack(list(kept)) * self.scale + self.shift
+        x = x.reshape(len(kept), pieces, self.members, length, n)
+        return x.transpose(0, 1).flatten(1, 2)

@@ -1,0 +1,203 @@
+"""The commands for two-layer flow: data, a prior, and states given observations."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from perrin.bundle import write_bundle
+from perrin.errors import PerrinError, check_counts, counted
+from perrin.modalities.weather.qg import produce, read_states
+from perrin.modalities.weather.qg_model import (
+    QGConfig,
+    QGDenoiser,
+    QGModel,
+    QGTask,
+    read_qg_observations,
+    spectrum,
+)
+from perrin.run.atomic import atomic_path
+from perrin.run.device import choose_device
+from perrin.run.outputs import record_path
+from perrin.run.record import record, write_record
+from perrin.train import Trainer, TrainOptions
+
+CARD = """# {name}
+
+Pieces of {states} states, {hours:g} hours apart, of two-layer quasi-geostrophic flow: `perrin assimilate`.
+
+Data: {source}, {runs} runs of {times} states.
+
+Metrics: none measured yet; `python benchmarks/qg.py` of Perrin's repository compares it with optimal interpolation.
+"""
+
+
+def data(a: Namespace) -> None:
+    """`perrin data weather/qg --days N --runs R -o OUT.zarr`: simulated eddies; goes on where it was stopped."""
+    if Path(a.out).suffix != ".zarr":
+        raise PerrinError(f"expected an output that ends in .zarr, given {a.out}: rename it")
+    found = produce(
+        a.out,
+        days=a.days,
+        runs=a.runs,
+        spinup=1800 if a.spinup is None else a.spinup,
+        interval=96 if a.interval is None else a.interval,
+        seed=a.seed,
+    )
+    print(f"{found['states']} states of {counted(a.runs, 'runs')} in {a.out}")
+
+
+def prior(
+    psi: torch.Tensor,
+    words: dict[str, float],
+    *,
+    states: int = 4,
+    stride: int = 2,
+    widths: tuple[int, ...] = (32, 64, 64),
+) -> QGDenoiser:
+    """An untrained denoiser, exact for a normal law, with the statistics of the data.
+
+    Arguments:
+        psi: `[runs, times, 2, n, n]`, m² s⁻¹.
+        words: its `hours` between states and its `length`, m.
+        states: of a piece.
+        stride: states of the data from one to the next.
+        widths: of the network's levels.
+
+    Raises:
+        PerrinError: the runs are shorter than a piece.
+    """
+    span = (states - 1) * stride + 1
+    if psi.shape[1] < span:
+        raise PerrinError(f"expected at least {span} states in a run, given {psi.shape[1]}: simulate more")
+    scale = psi.std((0, 1, 3, 4))
+    config = QGConfig(
+        states=states,
+        size=psi.shape[-1],
+        hours=words["hours"] * stride,
+        length=words["length"],
+        scale=(float(scale[0]), float(scale[1])),
+        widths=widths,
+    )
+    x = psi / torch.tensor(config.scale)[:, None, None]
+    S = sum(spectrum(run.unfold(0, span, 1).movedim(-1, 1)[:, ::stride]) for run in x) / len(x)
+    assert isinstance(S, torch.Tensor)
+    return QGDenoiser(config, S)
+
+
+def train(a: Namespace) -> None:
+    """`perrin train weather/qg --data FILE.zarr --out DIR`: minutes on a CPU."""
+    if not a.data:
+        raise PerrinError("expected --data with a store of perrin data weather/qg, given none")
+    if a.start:
+        raise PerrinError("expected no --from for weather/qg, which starts anew: leave it out")
+    check_counts(
+        **{k: getattr(a, k) for k in ("steps", "batch", "threads", "log_every", "save_every", "stride")}
+    )
+    device = choose_device(a.device)
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    out = Path(a.out)
+    if out.exists() and not out.is_dir():
+        raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
+    psi, words = read_states(a.data)
+    torch.manual_seed(a.seed)
+    denoiser = prior(psi, words, stride=a.stride)
+    steps = a.steps or (10**7 if a.minutes else 2000)
+    options = TrainOptions(
+        steps=steps,
+        minutes=a.minutes,
+        batch=a.batch or 32,
+        optimizer=a.optimizer or "adamw",
+        lr=a.lr if a.lr is not None else 2e-3,
+        warmup=min(100, max(1, steps // 10)),
+        cooldown=0.6,
+        weight_decay=0.01,
+        ema=0.995,
+        seed=a.seed,
+        log_every=a.log_every or 50,
+        save_every=a.save_every,
+    )
+    write_record(out / "run.json", record("train", a, options=options.to_json()))
+    scaled = psi / torch.tensor(denoiser.config.scale)[:, None, None]
+    task = QGTask(denoiser, scaled, batch=options.batch, stride=a.stride)
+    found = Trainer(task, options, out, accelerator="cuda" if device != "cpu" else "cpu").run()
+    model = QGModel(denoiser.cpu(), name=out.name)
+    card = CARD.format(
+        name=out.name,
+        states=denoiser.config.states,
+        hours=denoiser.config.hours,
+        source=Path(a.data).name,
+        runs=psi.shape[0],
+        times=psi.shape[1],
+    )
+    write_bundle(
+        out,
+        modality="weather",
+        model=model.to_json(),
+        weights=model.weights(),
+        card=card,
+        training={"options": options.to_json()} | found,
+    )
+    print(f"bundle in {out}: perrin assimilate {out} --observations obs.csv -o flow.nc")
+
+
+def assimilate(a: Namespace, model: QGModel) -> None:
+    """`perrin assimilate BUNDLE --observations FILE.csv -o FILE.nc`: streamfunctions of a piece, both layers."""
+    if Path(a.out).suffix == ".zarr":
+        raise PerrinError(f"expected an output that ends in .nc, given {a.out}: rename it")
+    c = model.config
+    seen = read_qg_observations(a.observations, c, a.error)
+    begin = time.perf_counter()
+    psi = model.posterior(seen, a.members, seed=a.seed)
+    middle = (np.arange(c.size) + 0.5) * c.length / c.size
+    found = xr.Dataset(
+        {
+            "psi": (
+                ("realization", "time", "layer", "y", "x"),
+                psi.numpy(),
+                {"long_name": "streamfunction of the eddies", "units": "m2 s-1"},
+            )
+        },
+        {
+            "realization": (
+                "realization",
+                np.arange(a.members, dtype=np.int32),
+                {"standard_name": "realization", "units": "1"},
+            ),
+            "time": (
+                "time",
+                np.arange(c.states) * c.hours,
+                {"long_name": "time since the first observation", "units": "hours", "axis": "T"},
+            ),
+            "layer": (
+                "layer",
+                np.array([1, 2], np.int32),
+                {"long_name": "layer, from the top", "units": "1", "axis": "Z"},
+            ),
+            "y": ("y", middle, {"standard_name": "projection_y_coordinate", "units": "m", "axis": "Y"}),
+            "x": ("x", middle, {"standard_name": "projection_x_coordinate", "units": "m", "axis": "X"}),
+        },
+        {
+            "Conventions": "CF-1.11",
+            "title": f"two-layer flow given observations, by {model.name}",
+            "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
+            "comment": f"observations of {Path(a.observations).name}",
+        },
+    )
+    compression = {"psi": {"zlib": True, "complevel": 4, "shuffle": True}}
+    with atomic_path(a.out) as temporary:
+        found.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=compression)
+    write_record(
+        record_path(a.out), record("assimilate", a, bundle={"path": a.target, "sha256": model.sha256})
+    )
+    seconds = time.perf_counter() - begin
+    print(
+        f"{counted(a.members, 'members')} of {counted(c.states, 'states')} given {len(seen.value)} values in {a.out}: "
+        f"{seconds:.1f} s"
+    )
