@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from perrin.bundle import Bundle, read_bundle, write_bundle
 from perrin.errors import PerrinError, check_counts, counted, warn
@@ -35,6 +34,7 @@ from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.qg_model import QGModel
 from perrin.modalities.weather.scenario import ScenarioModel
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
+from perrin.modalities.weather.training import begin, options_of
 from perrin.run.device import choose_device
 from perrin.run.outputs import record_path
 from perrin.run.pool import cpu_count
@@ -322,25 +322,14 @@ def train_downscale(a: Namespace) -> None:
     """`perrin train weather/downscale --data FINE.nc --factor F --out DIR`."""
     from perrin.modalities.weather import downscale_train
     from perrin.modalities.weather.downscaling import DownscaleConfig
-    from perrin.train import TrainOptions
 
     if not a.data:
         raise PerrinError("expected --data with fine fields by time, given none")
     if a.start:
         raise PerrinError("expected no --from for weather/downscale, which starts anew: leave it out")
-    check_counts(
-        **{
-            k: getattr(a, k)
-            for k in ("steps", "batch", "threads", "log_every", "save_every", "factor", "patch", "width")
-        }
-    )
     device = choose_device(a.device)
     gpu = device != "cpu"
-    if a.threads:
-        torch.set_num_threads(a.threads)
-    out = Path(a.out)
-    if out.exists() and not out.is_dir():
-        raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
+    out = begin(a, "factor", "patch", "width")
     spans = [*a.hold_out, *([a.calibrate] if a.calibrate else [])]
     held = parse_spans(spans, "--hold-out")
     names = a.variables.split(",") if a.variables else []
@@ -360,22 +349,18 @@ def train_downscale(a: Namespace) -> None:
     chosen = inside(record_.times, parse_spans([a.calibrate] if a.calibrate else []))
     if a.calibrate and not chosen.any():
         raise PerrinError(f"expected times of {Path(a.data).name} in --calibrate, given {a.calibrate}")
-    steps = a.steps or (10**7 if a.minutes else 4000)
-    options = TrainOptions(
-        steps=steps,
-        minutes=a.minutes,
-        batch=a.batch or (64 if gpu else 16),
-        optimizer=a.optimizer or "adamw",
-        lr=a.lr if a.lr is not None else 1.5e-3,
-        warmup=min(200, max(1, steps // 10)),
+    options = options_of(
+        a,
+        steps=10**7 if a.minutes else 4000,
+        batch=64 if gpu else 16,
+        lr=1.5e-3,
+        warmup=200,
+        log_every=50 if gpu else 10,
         cooldown=0.6,
         weight_decay=0.02,
         ema=0.999,
-        seed=a.seed,
         precision="bf16-mixed" if gpu else "32-true",
         cuda_graphs=gpu,
-        log_every=a.log_every or (50 if gpu else 10),
-        save_every=a.save_every,
     )
     write_record(out / "run.json", record("train", a, options=options.to_json()))
     model, losses = downscale_train.train_downscale(
@@ -417,7 +402,6 @@ def train(a: Namespace) -> None:
         return
     from perrin.modalities.weather.sst import read_sst
     from perrin.modalities.weather.sst_train import SSTOptions, train_sst
-    from perrin.train import TrainOptions
 
     if a.target != "weather/sst":
         raise PerrinError(
@@ -430,28 +414,10 @@ def train(a: Namespace) -> None:
         raise PerrinError(
             "expected no --from for weather/sst, which is fitted anew in a minute: leave it out"
         )
-    check_counts(
-        **{name: getattr(a, name) for name in ("steps", "batch", "threads", "log_every", "save_every")}
-    )
-    if a.threads:
-        torch.set_num_threads(a.threads)
-    out = Path(a.out)
-    if out.exists() and not out.is_dir():
-        raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
+    out = begin(a)
     options = SSTOptions(training=parse_years(a.years), choice=parse_years(a.choose))
-    steps = a.steps or 800
-    train_options = TrainOptions(
-        steps=steps,
-        minutes=a.minutes,
-        batch=a.batch or 128,
-        optimizer=a.optimizer or "adamw",
-        lr=a.lr if a.lr is not None else 1e-3,
-        warmup=min(100, max(1, steps // 10)),
-        weight_decay=0.1,
-        ema=0.98,
-        seed=a.seed,
-        log_every=a.log_every or 200,
-        save_every=a.save_every,
+    train_options = options_of(
+        a, steps=800, batch=128, lr=1e-3, warmup=100, log_every=200, weight_decay=0.1, ema=0.98
     )
     sst = read_sst(open_fields(a.data), training=options.training)
     write_record(

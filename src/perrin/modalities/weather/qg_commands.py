@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from perrin.bundle import write_bundle
-from perrin.errors import PerrinError, check_counts, counted
+from perrin.errors import PerrinError, counted
 from perrin.modalities.weather.qg import produce, read_states
 from perrin.modalities.weather.qg_model import (
     QGConfig,
@@ -21,11 +21,12 @@ from perrin.modalities.weather.qg_model import (
     read_qg_observations,
     spectrum,
 )
+from perrin.modalities.weather.training import begin, options_of
 from perrin.run.atomic import atomic_path
 from perrin.run.device import choose_device
 from perrin.run.outputs import record_path
 from perrin.run.record import record, write_record
-from perrin.train import Trainer, TrainOptions
+from perrin.train import Trainer
 
 CARD = """# {name}
 
@@ -96,32 +97,21 @@ def train(a: Namespace) -> None:
         raise PerrinError("expected --data with a store of perrin data weather/qg, given none")
     if a.start:
         raise PerrinError("expected no --from for weather/qg, which starts anew: leave it out")
-    check_counts(
-        **{k: getattr(a, k) for k in ("steps", "batch", "threads", "log_every", "save_every", "stride")}
-    )
+    out = begin(a, "stride")
     device = choose_device(a.device)
-    if a.threads:
-        torch.set_num_threads(a.threads)
-    out = Path(a.out)
-    if out.exists() and not out.is_dir():
-        raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
     psi, words = read_states(a.data)
     torch.manual_seed(a.seed)
     denoiser = prior(psi, words, stride=a.stride)
-    steps = a.steps or (10**7 if a.minutes else 2000)
-    options = TrainOptions(
-        steps=steps,
-        minutes=a.minutes,
-        batch=a.batch or 32,
-        optimizer=a.optimizer or "adamw",
-        lr=a.lr if a.lr is not None else 2e-3,
-        warmup=min(100, max(1, steps // 10)),
+    options = options_of(
+        a,
+        steps=10**7 if a.minutes else 2000,
+        batch=32,
+        lr=2e-3,
+        warmup=100,
+        log_every=50,
         cooldown=0.6,
         weight_decay=0.01,
         ema=0.995,
-        seed=a.seed,
-        log_every=a.log_every or 50,
-        save_every=a.save_every,
     )
     write_record(out / "run.json", record("train", a, options=options.to_json()))
     scaled = psi / torch.tensor(denoiser.config.scale)[:, None, None]

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import cftime
 import numpy as np
-import torch
 import xarray as xr
 
 from perrin.bundle import write_bundle
-from perrin.errors import PerrinError, check_counts, counted
+from perrin.errors import PerrinError, counted
 from perrin.modalities.weather.downscale_model import inside, parse_spans
 from perrin.modalities.weather.fields import open_fields
 from perrin.modalities.weather.scenario import (
@@ -24,9 +23,9 @@ from perrin.modalities.weather.scenario import (
     read_scenario,
 )
 from perrin.modalities.weather.stores import create_store, finish, write_region
+from perrin.modalities.weather.training import begin, options_of
 from perrin.run.outputs import record_path
 from perrin.run.record import record, write_record
-from perrin.train import TrainOptions
 
 CARD = """# {name}
 
@@ -46,29 +45,13 @@ def train(a: Namespace) -> None:
         raise PerrinError("expected --data with fields of a climate run by month or year, given none")
     if a.start:
         raise PerrinError("expected no --from for weather/scenario, which is fitted anew: leave it out")
-    check_counts(**{k: getattr(a, k) for k in ("steps", "batch", "threads", "log_every", "save_every")})
-    if a.threads:
-        torch.set_num_threads(a.threads)
-    out = Path(a.out)
-    if out.exists() and not out.is_dir():
-        raise PerrinError(f"expected a folder for --out, given the file {out}: choose another name")
+    out = begin(a)
     fields = open_fields(a.data)
     found = read_scenario(fields, a.variables)
     forcing = read_forcing(a.forcing) if a.forcing else area_mean(fields, found)
     used = ~inside(found.times, parse_spans(a.hold_out, "--hold-out"))
-    steps = a.steps or 600
-    options = TrainOptions(
-        steps=steps,
-        minutes=a.minutes,
-        batch=a.batch or 64,
-        optimizer=a.optimizer or "adamw",
-        lr=a.lr if a.lr is not None else 1e-3,
-        warmup=min(60, max(1, steps // 10)),
-        weight_decay=0.1,
-        ema=0.98,
-        seed=a.seed,
-        log_every=a.log_every or 200,
-        save_every=a.save_every,
+    options = options_of(
+        a, steps=600, batch=64, lr=1e-3, warmup=60, log_every=200, weight_decay=0.1, ema=0.98
     )
     write_record(out / "run.json", record("train", a, options=options.to_json()))
     model, losses = fit_scenario(fields, found, forcing, used, options, out / "variability")
