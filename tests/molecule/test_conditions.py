@@ -639,6 +639,12 @@ def test_the_bundle_that_ships_meets_wishes_by_candidates() -> None:
         y = network.of(made)[:, gap]
         met[count] = int(((y >= 0.18) & (y <= 0.20)).sum())
     assert met[16] >= 8 > met[1]
+    plain, wished = (
+        model.options(steps=10),
+        model.options(steps=10, want=(("gap", 0.18, 0.2),), candidates=16),
+    )
+    assert plain.evaluations(plain.plan(model.denoiser)) == 10  # without wishes there is nothing to choose by
+    assert wished.evaluations(wished.plan(model.denoiser)) > 100
 
 
 def test_candidates_want_a_guide_that_knows_the_wish(

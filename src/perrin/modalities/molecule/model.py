@@ -134,7 +134,7 @@ class SamplingOptions:
 
     def evaluations(self, plan: Plan) -> int:
         """Network evaluations for each molecule."""
-        return evaluations(plan, self.cuts) if self.candidates > 1 else plan.nfe
+        return evaluations(plan, self.cuts) if self.want and self.candidates > 1 else plan.nfe
 
     def share(self, t: float) -> float:
         """The share of the steps from `t = 1` that lie below `t`."""
