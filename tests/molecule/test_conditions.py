@@ -616,7 +616,8 @@ def test_candidates_are_the_same_in_any_batch(
 ) -> None:
     out = tmp_path / "a.sdf"
     command = ["sample", str(tiny), "--workers", "1", "-n", "12", "--want", "mu=0.05 D", "-o", str(out)]
-    assert main([*command, "--candidates", "16", "--guide", str(guide)]) == 0
+    more = ["--candidates", "16", "--guide", str(guide)]
+    assert main([*command, *more]) == 0
     assert "away on average, says the property network" in capsys.readouterr().out
     record = json.loads((tmp_path / "a.sdf.run.json").read_text())["result"]
     assert record["wishes"]["mu"]["mean distance"] >= 0

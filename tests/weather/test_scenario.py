@@ -126,7 +126,10 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out[0].dataset["tas"].attrs["units"] == "K"
     assert np.nanmean(few[:, -1]) > np.nanmean(few[:, 0])
     capsys.readouterr()
+    celsius = tmp_path / "celsius.csv"
+    celsius.write_text("year,temperature\n1960,8.1\n")
     for bad, said in (
+        (["forecast", str(bundle), "--forcing", str(celsius), "-o", "x.nc"], "use the same unit"),
         (["forecast", str(bundle), "-o", "x.nc"], "--forcing"),
         (["forecast", str(bundle), "--forcing", str(table), "--days", "3", "-o", "x.nc"], "leave it out"),
         (["forecast", str(bundle), "--forcing", str(table), "--start", "1800-01", "-o", "x.nc"], "years of"),

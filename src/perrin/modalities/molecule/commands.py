@@ -7,8 +7,9 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,10 +72,8 @@ def sample(a: Namespace) -> None:
                 molecules[i] = molecule
             advance(len(unit.indices))
     seconds = time.perf_counter() - begin
-    whole = [_labelled(m, a.target, a.seed, i) for i, m in enumerate(molecules) if m is not None]
-    if a.want:
-        text = "; ".join(map(str, model.wishes(a.want)))
-        whole = [dataclasses.replace(m, properties=m.properties | {"wanted": text}) for m in whole]
+    wanted = _wanted(a, model)
+    whole = [_labelled(m, a.target, a.seed, i, wanted) for i, m in enumerate(molecules) if m is not None]
     if output.suffix.lower() in (".smi", ".smiles"):  # has no way to say what RDKit rejects
         kept = [m for m in whole if "smiles" in m.properties]
         if len(kept) < len(whole):
@@ -121,11 +120,14 @@ def sample(a: Namespace) -> None:
 
 def _met(model: MoleculeModel, molecules: Sequence[Molecule], options: SamplingOptions) -> dict[str, Any]:
     """What the property network says of wishes: how many molecules meet them, the mean distance of those for a value."""
+    import torch
+
     guide = model.guide
     assert guide is not None
     lines: list[str] = []
     rows: dict[str, dict[str, float]] = {}
     values = guide.of(molecules)
+    together = torch.ones(len(molecules), dtype=torch.bool)
     for wish in model.wishes_of(options.want):
         r = next((r for r in guide.config.ranges if r.name == wish.name), None)
         if r is None:
@@ -137,11 +139,16 @@ def _met(model: MoleculeModel, molecules: Sequence[Molecule], options: SamplingO
             rows[wish.name] = {"mean distance": apart}
             text = f"{wish}: {apart:.3g} {wish.unit} away on average"
         else:
-            share = float(((y >= wish.low) & (y <= wish.high)).double().mean())
+            inside = (y >= wish.low) & (y <= wish.high)
+            together &= inside
+            share = float(inside.double().mean())
             rows[wish.name] = {"met": share}
             text = f"{wish}: met by {100 * share:.3g} %"
         error = f", which errs by {own:.2g} {wish.unit} on QM9" if own else ""
         lines.append(f"{text}, says the property network{error}")
+    if sum("met" in row for row in rows.values()) > 1:
+        rows["all"] = {"met": float(together.double().mean())}
+        lines.append(f"all of them: met by {100 * rows['all']['met']:.3g} %")
     return {"by": options.guide, "sha256": guide.sha256, **rows, "lines": lines}
 
 
@@ -232,14 +239,23 @@ def prepare_sampling(a: Namespace) -> Sampling:
     return Sampling(model, options, plan, atoms, batch, device, key)
 
 
-def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:
+def _wanted(a: Namespace, model: MoleculeModel) -> dict[str, str]:
+    """The data item that says what was wished for, if anything was."""
+    return {"wanted": "; ".join(map(str, model.wishes(a.want)))} if a.want else {}
+
+
+def _labelled(
+    molecule: Molecule, bundle: str, seed: int, index: int, more: Mapping[str, str] = MappingProxyType({})
+) -> Molecule:
     """With data items that say where it comes from and, where RDKit accepts it, its SMILES."""
     from perrin.modalities.molecule.chem import isomeric_smiles, sanitize, to_rdkit
 
     sane = sanitize(to_rdkit(molecule))
     smiles = isomeric_smiles(sane) if sane is not None else None
     items: dict[str, Any] = {"bundle": bundle, "seed": seed, "index": index}
-    return dataclasses.replace(molecule, properties=items | ({"smiles": smiles} if smiles else {}))
+    return dataclasses.replace(
+        molecule, properties=items | ({"smiles": smiles} if smiles else {}) | dict(more)
+    )
 
 
 def _setup(model: Any, seed: int, options: Any, threads: int | None) -> None:

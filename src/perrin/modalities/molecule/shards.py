@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.commands import _labelled, _pack, _run, _setup, _unpack, prepare_sampling
+from perrin.modalities.molecule.commands import (
+    _labelled,
+    _pack,
+    _run,
+    _setup,
+    _unpack,
+    _wanted,
+    prepare_sampling,
+)
 from perrin.modalities.molecule.files import check_suffix, sdf_records
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.textfile import is_packed, kind
@@ -89,6 +97,7 @@ class SampleShards(FileShards):
     ) -> Iterator[tuple[Path, Iterator[str]]]:
         """The files of blocks that are to be made, and their text, as they are finished."""
         a, work = self.arguments, self.work
+        wanted = _wanted(a, work.model)
         found: dict[range, dict[int, Molecule]] = {}
         stores: dict[range, PartialStore] = {}
         owner: dict[tuple[int, ...], range] = {}
@@ -116,7 +125,7 @@ class SampleShards(FileShards):
             if len(made) < len(block):
                 for indices, part in stores[block].load():
                     made |= zip(indices, _unpack(part, work.model.name, a.seed, indices), strict=True)
-            return paths[block], sdf_records(_labelled(made[i], a.target, a.seed, i) for i in block)
+            return paths[block], sdf_records(_labelled(made[i], a.target, a.seed, i, wanted) for i in block)
 
         for block in [b for b, n in left.items() if n == 0]:
             yield finished(block)
@@ -168,7 +177,11 @@ class SampleShards(FileShards):
             Namespace(**(vars(a) | {"out": str(path), "argv": words})),
             bundle={"path": a.target, "sha256": self.work.model.sha256},
             sampling=self.work.options.to_json(),
-            result={"molecules": count, "evaluations": self.work.plan.nfe, "shards": len(shards)},
+            result={
+                "molecules": count,
+                "evaluations": self.work.options.evaluations(self.work.plan),
+                "shards": len(shards),
+            },
             manifest=str(folder / "manifest.json"),
         )
         write_record(record_path(path), content)

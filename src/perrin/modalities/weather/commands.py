@@ -119,6 +119,11 @@ def rain(a: Namespace) -> None:
     from perrin.modalities.weather.showers import showers
 
     if a.sample:
+        for name in ("file", "cell", "station"):
+            if getattr(a, name) is not None:
+                raise PerrinError(
+                    f"expected --sample alone, given --{name} too, which is for a radar's files: leave one of them out"
+                )
         found = showers()
         write_fields(
             a.out, found, {"title": "made-up showers", "source": "perrin, a random field; no weather"}

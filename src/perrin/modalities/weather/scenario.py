@@ -122,7 +122,12 @@ def read_forcing(path: str | Path, name: str | None = None) -> Years:
         return area_mean(fields, read_scenario(fields, name))
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            table = csv.DictReader(file)
+            rows, names = list(table), table.fieldnames or []
+        if not {"year", "temperature"} <= set(names):
+            raise PerrinError(
+                f"expected the columns year and temperature in {path}, given {', '.join(names) or 'none'}: rename them"
+            )
         return {int(row["year"]): float(row["temperature"]) for row in rows}
     except (OSError, UnicodeDecodeError) as problem:
         raise PerrinError(f"expected a table of temperatures, given {path}: check the path") from problem

@@ -35,6 +35,8 @@ Data: {source}, {times} times{held}.
 
 Metrics: none measured yet; `python benchmarks/scenario.py` of Perrin's repository scores such a model on another scenario.
 """
+_FAR = 20.0
+"""No scenario is so much warmer or colder, kelvins: such temperatures are Celsius for kelvins, or anomalies."""
 _TOGETHER = 10
 """Members that are always made together, so that their bits do not depend on how many are asked for."""
 
@@ -92,6 +94,11 @@ def forecast(a: Namespace, model: ScenarioModel) -> None:
     months = range(1, 13) if words["parts"] == 12 else [words["month"]]
     times = [cftime.datetime(y, m, words["day"], calendar=words["calendar"]) for y in years for m in months]
     G = np.array([forcing[t.year] for t in times])
+    if float(np.abs(G - model.centre[0]).max()) > _FAR:
+        raise PerrinError(
+            f"expected temperatures about {model.centre[0]:.4g}, which the training run has on average, given "
+            f"{G.min():.4g} to {G.max():.4g} in {a.forcing}: use the same unit and the same mean"
+        )
     parts = np.array([t.month - 1 if words["parts"] == 12 else 0 for t in times])
     begin = time.perf_counter()
     out = Path(a.out)
