@@ -569,6 +569,8 @@ def test_sampling_with_wishes(tiny: Path, tmp_path: Path, capsys: pytest.Capture
     ("options", "message"),
     [
         (["--want", "mu=3..2"], "lower end first"),
+        (["--want", "mu=2-3 D"], "with two points"),
+        (["--want", "mu=2..3 D, gap<0.2"], "several times"),
         (["--want", "mu>3", "--want", "mu<2"], "can hold together"),
         (["--want", "colour=2"], "that the model knows"),
         (["--guidance-scale", "2"], "--want"),

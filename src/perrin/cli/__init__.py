@@ -5,6 +5,7 @@ Only the standard library is imported here, and the modality that a command name
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -88,6 +89,12 @@ class _Parser(ArgumentParser):
         if wrong:
             kind = "a whole number" if wrong[2] == "int" else "a number"
             raise PerrinError(f"expected {kind} for {wrong[1]}, given {wrong[3]}: see 'perrin {verb} --help'")
+        choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            known = choice[3].replace("'", "").split(", ")
+            near = difflib.get_close_matches(choice[2], known, 1)
+            remedy = f"did you mean {near[0]}?" if near else f"see 'perrin {verb} --help'"
+            raise PerrinError(f"expected {', '.join(known)} for {choice[1]}, given {choice[2]}: {remedy}")
         raise PerrinError(f"expected other arguments ({message}): see 'perrin {verb} --help'")
 
 

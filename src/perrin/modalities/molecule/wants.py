@@ -74,8 +74,16 @@ def parse_wish(text: str, ranges: Sequence[Range]) -> Wish:
             f"given {match['name']!r}: {hint}"
         )
 
+    unit = match["unit"] or ""
+    if unit.startswith(("-", "–")):
+        raise PerrinError(
+            f"expected a range such as {found.name}=2..3, given {text!r}: write it with two points"
+        )
+    if "," in unit:
+        raise PerrinError(f"expected one wish in each --want, given {text!r}: give --want several times")
+
     def number(key: str) -> float:
-        value = convert(float(match[key]), match["unit"] or "", found.unit, found.name)
+        value = convert(float(match[key]), unit, found.unit, found.name)
         if not math.isfinite(value):
             raise PerrinError(f"expected a finite number, given {text!r}: correct it")
         return value
