@@ -148,7 +148,7 @@ def _met(model: MoleculeModel, molecules: Sequence[Molecule], options: SamplingO
         lines.append(f"{text}, says the property network{error}")
     if sum("met" in row for row in rows.values()) > 1:
         rows["all"] = {"met": float(together.double().mean())}
-        lines.append(f"all of them: met by {100 * rows['all']['met']:.3g} %")
+        lines.append(f"these together: met by {100 * rows['all']['met']:.3g} %")
     return {"by": options.guide, "sha256": guide.sha256, **rows, "lines": lines}
 
 
