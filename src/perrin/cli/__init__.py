@@ -5,7 +5,6 @@ Only the standard library is imported here, and the modality that a command name
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
@@ -92,8 +91,7 @@ class _Parser(ArgumentParser):
         choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice:
             known = choice[3].replace("'", "").split(", ")
-            near = difflib.get_close_matches(choice[2], known, 1)
-            remedy = f"did you mean {near[0]}?" if near else f"see 'perrin {verb} --help'"
+            remedy = _meant(choice[2], known) or f"see 'perrin {verb} --help'"
             raise PerrinError(f"expected {', '.join(known)} for {choice[1]}, given {choice[2]}: {remedy}")
         raise PerrinError(f"expected other arguments ({message}): see 'perrin {verb} --help'")
 
@@ -228,12 +226,17 @@ def execute(argv: Sequence[str]) -> None:
         write_record(record_path(outputs[0]), record(argv[0], parsed))
 
 
-def _unknown(word: str) -> str:
-    """What to say of a word in place of a verb."""
+def _meant(word: str, known: Sequence[str]) -> str:
+    """A question after the nearest known word, or nothing."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word, VERBS, 1)
-    remedy = f"did you mean {near[0]}?" if near else "see 'perrin --help'"
+    near = get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _unknown(word: str) -> str:
+    """What to say of a word in place of a verb."""
+    remedy = _meant(word, list(VERBS)) or "see 'perrin --help'"
     if "/" in word:
         remedy = f"the command comes first, such as 'perrin sample {word}'"
     return f"expected a command ({', '.join(VERBS)}), given {word!r}: {remedy}"

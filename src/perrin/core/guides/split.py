@@ -34,7 +34,7 @@ from perrin.core.denoiser import Denoiser
 from perrin.core.grids import power
 from perrin.core.guides.operators import LinearOperator
 from perrin.core.guides.posterior import conjugate_gradient, dot
-from perrin.core.guides.steering import _Shifted, effective_size, systematic
+from perrin.core.guides.steering import _Shifted, effective_size, parents_of
 from perrin.core.layout import Dense
 from perrin.core.noise import Noise
 from perrin.core.plan import PlanError, make_plan
@@ -249,8 +249,8 @@ def split_gibbs(
                 log_w = log_w + gain.reshape(groups, members)
                 ess = effective_size(log_w)
                 low = (ess < threshold * members)[:, None]
-                u = noise.uniform(layout, (1,), field="split/resample", step=k).reshape(groups, members)[:, 0]
-                x = x[(torch.where(low, systematic(log_w, u), own) + first).reshape(-1)]
+                parents = parents_of(log_w, noise, field="split/resample", step=k)
+                x = x[(torch.where(low, parents, own) + first).reshape(-1)]
                 log_w = torch.where(low, 0.0, log_w)
             z = likelihood.draw(x, rho, noise, field=f"{field}/split", step=k)
             given = {field: float(schedule.alpha(t)) * z}

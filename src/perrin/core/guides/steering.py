@@ -96,6 +96,15 @@ def systematic(log_weights: Tensor, u: Tensor, places: int | None = None) -> Ten
     return torch.searchsorted(edges / edges[:, -1:], points, right=True).clamp(max=weights.shape[1] - 1)
 
 
+def parents_of(
+    log_weights: Tensor, noise: Noise, *, field: str, step: int, places: int | None = None
+) -> Tensor:
+    """`systematic` by the random number of each group's first particle, for the noise of all particles, `[G, places]`."""
+    groups, size = log_weights.shape
+    u = noise.uniform(Dense(groups * size, log_weights.device), (1,), field=field, step=step)
+    return systematic(log_weights, u.reshape(groups, size)[:, 0], places)
+
+
 def effective_size(log_weights: Tensor) -> Tensor:
     """`(Σ w)² / Σ w²` of each group, `[G]`, for `[G, P]`."""
     return torch.exp(2 * torch.logsumexp(log_weights, dim=1) - torch.logsumexp(2 * log_weights, dim=1))
@@ -173,10 +182,7 @@ def steer(
             log_w = log_w + (new - log_g).reshape(groups, particles)
             ess = effective_size(log_w)
             low = ess < threshold * particles * (1 + 1e-6)
-            u = noise.uniform(Dense(batch, device), (1,), field="steering", step=1 + k).reshape(
-                groups, particles
-            )
-            parents = torch.where(low[:, None], systematic(log_w, u[:, 0]), own)
+            parents = torch.where(low[:, None], parents_of(log_w, noise, field="steering", step=1 + k), own)
             mean = torch.logsumexp(log_w, dim=1) - math.log(particles)
             log_z = log_z + torch.where(low, mean, 0.0)
             log_w = torch.where(low[:, None], 0.0, log_w)

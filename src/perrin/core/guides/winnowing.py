@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from perrin.core.denoiser import Denoiser, check
-from perrin.core.guides.steering import choose, systematic
-from perrin.core.layout import Dense, Layouts
+from perrin.core.guides.steering import choose, parents_of
+from perrin.core.layout import Layouts
 from perrin.core.noise import Noise
 from perrin.core.plan import Plan, PlanError
 from perrin.core.processes import Composite, Process, State
@@ -78,15 +78,13 @@ def winnow(
     denoiser = accelerated(denoiser, mode)
     composite = process if isinstance(process, Composite) else Composite(fields={"x": process})
     pieces = _pieces(plan, cuts)
-    size = pieces[0][1]
-    here = places(size)
-    x = composite.prior_state(here.noise, here.layouts, time=plan.start)
-    groups = next(iter(here.layouts.values())).batch // size
+    x: State = {}
     history: list[State] = []
     log_g: Tensor | None = None
     for k, (rows, size) in enumerate(pieces):
-        if k:
-            here = places(size)
+        here = places(size)
+        groups = next(iter(here.layouts.values())).batch // size
+        x = x or composite.prior_state(here.noise, here.layouts, time=plan.start)
         x, history = advance(
             denoiser,
             composite,
@@ -102,9 +100,8 @@ def winnow(
         device = next(iter(x.values())).device
         now = here.potential(x, torch.full((groups * size,), plan.stages[rows.stop - 1].stop, device=device))
         weights = (now if log_g is None else now - log_g).reshape(groups, size)
-        u = here.noise.uniform(Dense(groups * size, device), (1,), field="winnowing", step=rows.stop)
         left = pieces[k + 1][1] if k + 1 < len(pieces) else 1
-        parents = systematic(weights, u.reshape(groups, size)[:, 0], left)
+        parents = parents_of(weights, here.noise, field="winnowing", step=rows.stop, places=left)
         which = (parents + torch.arange(groups, device=device)[:, None] * size).reshape(-1)
         x, *history = (
             {name: choose(v, here.layouts[name], which) for name, v in s.items()} for s in (x, *history)

@@ -126,13 +126,12 @@ def _met(model: MoleculeModel, molecules: Sequence[Molecule], options: SamplingO
     assert guide is not None
     lines: list[str] = []
     rows: dict[str, dict[str, float]] = {}
-    values = guide.of(molecules)
+    values, names = guide.of(molecules), [r.name for r in guide.config.ranges]
     together = torch.ones(len(molecules), dtype=torch.bool)
     for wish in model.wishes_of(options.want):
-        r = next((r for r in guide.config.ranges if r.name == wish.name), None)
-        if r is None:
+        if wish.name not in names:
             continue
-        y = values[:, [x.name for x in guide.config.ranges].index(wish.name)]
+        y = values[:, names.index(wish.name)]
         own = guide.errors.get(wish.name)
         if wish.low == wish.high:
             apart = float((y - wish.low).abs().mean())
@@ -202,7 +201,7 @@ def prepare_sampling(a: Namespace) -> Sampling:
         PerrinError: an argument is wrong, or there is no such bundle.
     """
     from perrin.modalities import find_bundle, load
-    from perrin.modalities.molecule.model import check_guide, load_guide, wanted
+    from perrin.modalities.molecule.model import wanted
 
     atoms = _atoms(a.atoms)
     device = choose_device(a.device)
@@ -223,10 +222,7 @@ def prepare_sampling(a: Namespace) -> Sampling:
             f"expected --want with {'--guide' if a.candidates is None else '--candidates'}, given none: add a wish, such as "
             "--want 'mu=2..3 D'"
         )
-    if options.want and options.guide:
-        model.guide = load_guide(options.guide, device=device)
-    if options.want and options.candidates > 1:
-        check_guide(model.guide, model.config, [name for name, *_ in options.want])
+    model.take_guide(options)
     plan = options.plan(model.denoiser)
     model.sizes(a.seed, 1, atoms, options.want)  # says what is wrong with them
     key = {"weights": model.sha256, "seed": a.seed, "atoms": a.atoms, "sampling": options.to_json()}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from perrin.core import Categorical, Composite, Gaussian, Layout, Padded, Pairs, Power, RectifiedFlow, State
@@ -84,6 +85,21 @@ def layouts_for(mask: Tensor) -> dict[str, Layout]:
     return {POSITIONS: rows, TYPES: rows, CHARGES: rows, BONDS: pairs}
 
 
+def padded(
+    molecules: Sequence[Molecule], vocabulary: Vocabulary, *, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Centred positions over `position_scale` `[B, width, 3]`, types and mask `[B, width]`, of known elements."""
+    positions = np.zeros((len(molecules), width, 3), dtype=np.float32)
+    types = np.zeros((len(molecules), width), dtype=np.int64)
+    mask = np.zeros((len(molecules), width), dtype=bool)
+    for k, molecule in enumerate(molecules):
+        n = len(molecule)
+        mask[k, :n] = True
+        positions[k, :n] = (molecule.positions - molecule.positions.mean(0)) / vocabulary.position_scale
+        types[k, :n] = [vocabulary.elements.index(z) for z in molecule.numbers.tolist()]
+    return positions, types, mask
+
+
 def encode(molecules: Sequence[Molecule], vocabulary: Vocabulary, *, width: int) -> tuple[State, Tensor]:
     """Molecules as a padded state of `width` rows and its mask `[B, N]`.
 
@@ -91,11 +107,8 @@ def encode(molecules: Sequence[Molecule], vocabulary: Vocabulary, *, width: int)
         PerrinError: an element, a charge, a size or missing bonds that the vocabulary cannot express.
     """
     count = len(molecules)
-    positions = np.zeros((count, width, 3), dtype=np.float32)
-    types = np.zeros((count, width), dtype=np.int64)
     charges = np.full((count, width), vocabulary.charges.index(0), dtype=np.int64)
     bonds = np.zeros((count, width, width), dtype=np.int64)
-    mask = np.zeros((count, width), dtype=bool)
     for k, molecule in enumerate(molecules):
         n = len(molecule)
         reason = unsupported(molecule, vocabulary)
@@ -104,12 +117,10 @@ def encode(molecules: Sequence[Molecule], vocabulary: Vocabulary, *, width: int)
                 f"molecule {molecule.name or k + 1}: {reason or f'{n} atoms, more than {width}'}"
             )
         assert molecule.bonds is not None
-        mask[k, :n] = True
-        positions[k, :n] = (molecule.positions - molecule.positions.mean(0)) / vocabulary.position_scale
-        types[k, :n] = [vocabulary.elements.index(z) for z in molecule.numbers.tolist()]
         charges[k, :n] = [vocabulary.charges.index(q) for q in molecule.charges.tolist()]
         for i, j, order in molecule.bonds.tolist():
             bonds[k, i, j] = bonds[k, j, i] = order
+    positions, types, mask = padded(molecules, vocabulary, width=width)
     state = {POSITIONS: positions, TYPES: types, CHARGES: charges, BONDS: bonds}
     return {k: torch.from_numpy(x) for k, x in state.items()}, torch.from_numpy(mask)
 

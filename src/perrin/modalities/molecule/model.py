@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,11 +42,13 @@ from perrin.core.replay import Mode
 from perrin.errors import PerrinError, check_count
 from perrin.modalities.molecule.fields import POSITIONS, decode, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
-from perrin.modalities.molecule.predictor import Predictor
 from perrin.modalities.molecule.properties import TABLE, Table
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.wants import Wish, intervals, parse_wishes, unconditional
 from perrin.run.pool import one_thread
+
+if TYPE_CHECKING:  # it can train, which sampling need not load
+    from perrin.modalities.molecule.predictor import Predictor
 
 _QUANTUM, _LEAST = 2, 4
 CUTS = ((0.15, 1), (0.08, 2), (0.0, 4))
@@ -416,6 +418,19 @@ class MoleculeModel:
                 )
         return {k: v[:count] for k, v in state.items()}, mask[:count]
 
+    def take_guide(self, options: SamplingOptions) -> None:
+        """Load the property network that options name, where there are wishes and none is loaded.
+
+        Raises:
+            PerrinError: there is no such network; or there are to be candidates, and none that can choose among them.
+        """
+        if not options.want:
+            return
+        if self.guide is None and options.guide:
+            self.guide = load_guide(options.guide, device=str(self.device))
+        if options.candidates > 1:
+            check_guide(self.guide, self.config, [name for name, *_ in options.want])
+
     def _potential(self, wanted: Tensor, mask: Tensor) -> Callable[[State, Tensor], Tensor]:
         """`log p(wishes | x_t)` by the property network, for intervals in the model's standard units; at the end, what is
         not sound is left out if anything else is there.
@@ -470,10 +485,8 @@ class MoleculeModel:
         out: list[Molecule | None] = [None] * check_count(n, "n")
         check_count(batch, "batch")
         chosen = self.options(**options, want=wanted(self.wishes(want)) or None)
-        if chosen.want and chosen.candidates > 1:
-            if self.guide is None and chosen.guide:
-                self.guide = load_guide(chosen.guide, device=str(self.device))
-            check_guide(self.guide, self.config, [name for name, *_ in chosen.want])
+        if chosen.candidates > 1:
+            self.take_guide(chosen)
         sizes = self.sizes(seed, n, atoms, chosen.want)
         for unit, molecules in self.iterate(self.units(sizes, batch=batch), seed, chosen):
             for i, molecule in zip(unit.indices, molecules, strict=True):
@@ -528,6 +541,7 @@ def load_guide(reference: str, *, device: str) -> Predictor:
     """
     from perrin.bundle import read_bundle
     from perrin.modalities import find_bundle
+    from perrin.modalities.molecule.predictor import Predictor
 
     return Predictor.from_bundle(read_bundle(find_bundle(reference)), device=device)
 

@@ -32,7 +32,14 @@ from perrin.core import Composite, GeneratorNoise, Padded, State
 from perrin.core.losses import sample_times_edm, stratified
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.dataset import Bucket
-from perrin.modalities.molecule.fields import POSITIONS, TYPES, Vocabulary, layouts_for, molecule_process
+from perrin.modalities.molecule.fields import (
+    POSITIONS,
+    TYPES,
+    Vocabulary,
+    layouts_for,
+    molecule_process,
+    padded,
+)
 from perrin.modalities.molecule.properties import Range, ranges_from_json, standardise
 from perrin.modalities.molecule.structure import Molecule
 from perrin.nets import Complete, EquivariantTransformer, RadialBasis, TimeEmbedding
@@ -188,20 +195,11 @@ class Predictor(nn.Module):
         out = torch.full((len(molecules), len(self.config.ranges)), torch.nan, dtype=torch.float64)
         fit = [i for i, m in enumerate(molecules) if set(m.numbers.tolist()) <= set(c.elements) and len(m)]
         fit.sort(key=lambda i: len(molecules[i]))
-        kind = torch.zeros(max(c.elements) + 1, dtype=torch.long)
-        kind[list(c.elements)] = torch.arange(len(c.elements))
         device = next(self.parameters()).device
         for k in range(0, len(fit), batch):
             some = [molecules[i] for i in fit[k : k + batch]]
-            width = len(some[-1])
-            x, types = torch.zeros(len(some), width, 3), torch.zeros(len(some), width, dtype=torch.long)
-            mask = torch.zeros(len(some), width, dtype=torch.bool)
-            for j, m in enumerate(some):
-                mask[j, : len(m)] = True
-                x[j, : len(m)] = torch.from_numpy((m.positions - m.positions.mean(0)) / c.position_scale)
-                types[j, : len(m)] = kind[torch.from_numpy(m.numbers).long()]
-            state = {POSITIONS: x.to(device), TYPES: types.to(device)}
-            out[fit[k : k + batch]] = self.predict(state, mask.to(device)).cpu()
+            x, types, mask = (torch.from_numpy(v).to(device) for v in padded(some, c, width=len(some[-1])))
+            out[fit[k : k + batch]] = self.predict({POSITIONS: x, TYPES: types}, mask).cpu()
         return out
 
     def log_density(self, intervals: Tensor, mask: Tensor) -> Callable[[State, Tensor], Tensor]:

@@ -29,9 +29,9 @@ from perrin.core import (
     NetworkDenoiser,
 )
 from perrin.core.layout import Layout
-from perrin.core.losses import sample_times_edm, stratified
 from perrin.core.noise import Noise
 from perrin.errors import PerrinError
+from perrin.modalities.weather.training import noised
 from perrin.nets.field import FieldNetwork
 from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes, isotropic
 from perrin.nets.sphere_unet import SphereUNet, SphereUNetConfig
@@ -318,17 +318,13 @@ class AtmosphereTask:
         each = self.length - 2 * self.stride
         index = (index // each * self.length + index % each).to(self.states.device) + 2 * self.stride
         before, now, after = (self.states[index - k * self.stride].float() for k in (2, 1, 0))
-        noise = GeneratorNoise(generator)
-        layouts = {FIELD: Dense(len(index), now.device)}
-        process = self.denoiser.process
         if self.jitter:
-            before, now = self._err(before, now, noise, layouts[FIELD], generator)
+            noise, layout = GeneratorNoise(generator), Dense(len(index), now.device)
+            before, now = self._err(before, now, noise, layout, generator)
         x_0 = (after - now) / self.change[:, None, None]
-        u = stratified(torch.rand(len(index), generator=generator, device=generator.device))
-        t = sample_times_edm(u, process.fields[FIELD].schedule, mean=0.2, std=1.4, low=1e-3, high=0.999)
-        x_t = process.corrupt_state({FIELD: x_0}, t, noise, layouts)[FIELD]
+        batch = noised(self.denoiser.process, FIELD, x_0, generator, mean=0.2, std=1.4)
         more = extra_channels(self.constants, self.latitude, self.days[index - self.stride])
-        batch = {"t": t, "x_0": x_0, "x_t": x_t, "condition": torch.cat([now, before, more], 1)}
+        batch["condition"] = torch.cat([now, before, more], 1)
         return 0, {k: v[rank::world] for k, v in batch.items()}
 
     def _err(

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perrin.core import Composite, Dense, EDMHead, Gaussian, GeneratorNoise, NetworkDenoiser
-from perrin.core.losses import sample_times_edm, stratified
+from perrin.core import Composite, Dense, EDMHead, Gaussian, NetworkDenoiser
 from perrin.errors import PerrinError
+from perrin.modalities.weather.training import noised
 from perrin.nets.field import FieldNetwork
 from perrin.nets.local_unet import LocalUNet, LocalUNetConfig
 from perrin.train import BatchPlan
@@ -476,12 +476,7 @@ class ResidualTask:
         _, index = self.plan(step)
         r, told, p = self.residual(index, self.patches.random_flips(len(index), generator))
         x_0 = r / self.patches.scales.residual[:, None, None] * p["mask"]
-        process = self.denoiser.process
-        u = stratified(torch.rand(len(index), generator=generator, device=generator.device))
-        t = sample_times_edm(u, process.fields[FIELD].schedule, mean=0.2, std=1.4, low=1e-3, high=0.999)
-        layouts = {FIELD: Dense(len(index), x_0.device)}
-        x_t = process.corrupt_state({FIELD: x_0}, t, GeneratorNoise(generator), layouts)[FIELD]
-        batch = {"t": t, "x_0": x_0, "x_t": x_t, "mask": p["mask"]}
+        batch = noised(self.denoiser.process, FIELD, x_0, generator, mean=0.2, std=1.4) | {"mask": p["mask"]}
         batch["condition"] = torch.cat([p["condition"], told], 1)
         return 0, {k: v[rank::world] for k, v in batch.items()}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.bundle import Bundle, read_bundle, write_bundle
+from perrin.bundle import Bundle, read_bundle
 from perrin.errors import PerrinError, check_counts, counted, warn
 from perrin.modalities import find_bundle
 from perrin.modalities.weather import qg_commands, scenario_commands
@@ -34,7 +34,7 @@ from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.qg_model import QGModel
 from perrin.modalities.weather.scenario import ScenarioModel
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
-from perrin.modalities.weather.training import begin, options_of
+from perrin.modalities.weather.training import begin, options_of, ship
 from perrin.run.device import choose_device
 from perrin.run.outputs import record_path
 from perrin.run.pool import cpu_count
@@ -381,14 +381,7 @@ def train_downscale(a: Namespace) -> None:
         times=int(used.sum()),
         held=f"; held out: {', '.join(spans)}" if spans else "",
     )
-    write_bundle(
-        out,
-        modality="weather",
-        model=model.to_json(),
-        weights=model.weights(),
-        card=card,
-        training={"options": options.to_json(), "hold_out": spans} | found,
-    )
+    ship(out, model, card, {"options": options.to_json(), "hold_out": spans} | found)
     print(f"bundle in {out}: perrin downscale {out} coarse.nc -o fine.nc")
 
 
@@ -438,12 +431,5 @@ def train(a: Namespace) -> None:
         months=used,
         choose=a.choose,
     )
-    write_bundle(
-        out,
-        modality="weather",
-        model=model.to_json(),
-        weights=model.weights(),
-        card=card,
-        training={"options": train_options.to_json()} | found,
-    )
+    ship(out, model, card, {"options": train_options.to_json()} | found)
     print(f"bundle in {out}: perrin forecast {out} --file {a.data} -o ensemble.nc")

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import xarray as xr
 
-from perrin.bundle import write_bundle
 from perrin.errors import PerrinError, counted
 from perrin.modalities.weather.qg import produce, read_states
 from perrin.modalities.weather.qg_model import (
@@ -21,7 +20,7 @@ from perrin.modalities.weather.qg_model import (
     read_qg_observations,
     spectrum,
 )
-from perrin.modalities.weather.training import begin, options_of
+from perrin.modalities.weather.training import begin, options_of, ship
 from perrin.run.atomic import atomic_path
 from perrin.run.device import choose_device
 from perrin.run.outputs import record_path
@@ -126,14 +125,7 @@ def train(a: Namespace) -> None:
         runs=psi.shape[0],
         times=psi.shape[1],
     )
-    write_bundle(
-        out,
-        modality="weather",
-        model=model.to_json(),
-        weights=model.weights(),
-        card=card,
-        training={"options": options.to_json()} | found,
-    )
+    ship(out, model, card, {"options": options.to_json()} | found)
     print(f"bundle in {out}: perrin assimilate {out} --observations obs.csv -o flow.nc")
 
 

@@ -29,8 +29,6 @@ from perrin.core import (
     CounterNoise,
     Dense,
     Gaussian,
-    GeneratorNoise,
-    State,
     plan_steps,
     sample,
     sample_seeds,
@@ -38,10 +36,11 @@ from perrin.core import (
 from perrin.core.grids import logit_normal
 from perrin.core.guides.operators import Map, Matrix
 from perrin.core.guides.posterior import Measurement, Posterior
-from perrin.core.losses import sample_times_edm, stratified
 from perrin.errors import PerrinError
 from perrin.modalities.weather.precise import halves, take
+from perrin.modalities.weather.training import noised
 from perrin.nets.features import Waves
+from perrin.nets.field import FieldNetwork
 from perrin.nets.periodic import PeriodicUNet, downsampled
 
 FIELD = "window"
@@ -84,13 +83,15 @@ def spectrum(x: Tensor) -> Tensor:
     return torch.einsum("bcyx,bdyx->yxcd", a, a.conj()) / len(x)
 
 
-class QGDenoiser(nn.Module):
+class QGDenoiser(FieldNetwork):
     """`E[x_0 | x_t]` of pieces `[B, T, 2, n, n]`; see the module's text.
 
     Arguments:
         config: sizes.
         covariance: S_k, `[n, n / 2 + 1, 2T, 2T]`, complex.
     """
+
+    field = FIELD
 
     def __init__(self, config: QGConfig, covariance: Tensor) -> None:
         super().__init__()
@@ -122,24 +123,16 @@ class QGDenoiser(nn.Module):
         )
         return torch.fft.irfft2(b, s=x_t.shape[-2:], norm="ortho"), left.sqrt()
 
-    def forward(
-        self,
-        x: State,
-        t: Tensor,
-        *,
-        condition: Any = None,
-        layouts: Any = None,
-        previous: State | None = None,
-    ) -> State:
-        """See `perrin.core.Denoiser`."""
-        x_t = x[FIELD].flatten(1, 2)
+    def output(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:
+        """The estimate."""
+        x_t = x.flatten(1, 2)
         W, s = self.normal(x_t, t)
         schedule = self.process.fields[FIELD].schedule
         alpha, sigma = (f(t)[:, None, None, None] for f in (schedule.alpha, schedule.sigma))
         e = self.level(torch.logit(t.clamp(1e-5, 1 - 1e-5)) / 4)
         seen = x_t / (alpha**2 + sigma**2).sqrt()
         D = W + s[:, :, None, None] * self.network(torch.cat([seen, W], 1), e)
-        return {FIELD: D.reshape(x[FIELD].shape)}
+        return D.reshape(x.shape)
 
 
 class QGTask:
@@ -180,12 +173,8 @@ class QGTask:
         cells = torch.arange(n, device=device)
         y, x = (((cells + draw(n, 1)) % n)[:, None, None] for _ in range(2))
         x_0 = x_0.gather(3, y[..., None].expand_as(x_0)).gather(4, x[..., None, :].expand_as(x_0))
-        u = stratified(torch.rand(self.batch, generator=generator, device=device))
-        process = self.denoiser.process
-        t = sample_times_edm(u, process.fields[FIELD].schedule, mean=-1.2, std=1.6, low=1e-3, high=0.999)
-        layouts = {FIELD: Dense(self.batch, device)}
-        x_t = process.corrupt_state({FIELD: x_0}, t, GeneratorNoise(generator), layouts)[FIELD]
-        return 0, {k: v[rank::world] for k, v in {"t": t, "x_0": x_0, "x_t": x_t}.items()}
+        batch = noised(self.denoiser.process, FIELD, x_0, generator, mean=-1.2, std=1.6)
+        return 0, {k: v[rank::world] for k, v in batch.items()}
 
     def loss(self, model: Callable[..., Any], key: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The square error of D in units of what the normal estimate leaves: 1 where nothing is learned."""

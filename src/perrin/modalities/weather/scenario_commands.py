@@ -11,7 +11,6 @@ import cftime
 import numpy as np
 import xarray as xr
 
-from perrin.bundle import write_bundle
 from perrin.errors import PerrinError, counted
 from perrin.modalities.weather.downscale_model import inside, parse_spans
 from perrin.modalities.weather.fields import open_fields
@@ -23,7 +22,7 @@ from perrin.modalities.weather.scenario import (
     read_scenario,
 )
 from perrin.modalities.weather.stores import create_store, finish, write_region
-from perrin.modalities.weather.training import begin, options_of
+from perrin.modalities.weather.training import begin, options_of, ship
 from perrin.run.outputs import record_path
 from perrin.run.record import record, write_record
 
@@ -64,14 +63,7 @@ def train(a: Namespace) -> None:
         times=int(used.sum()),
         held=f"; held out: {', '.join(a.hold_out)}" if a.hold_out else "",
     )
-    write_bundle(
-        out,
-        modality="weather",
-        model=model.to_json(),
-        weights=model.weights(),
-        card=card,
-        training={"options": options.to_json(), "hold_out": a.hold_out, "losses": losses},
-    )
+    ship(out, model, card, {"options": options.to_json(), "hold_out": a.hold_out, "losses": losses})
     print(f"bundle in {out}: perrin forecast {out} --forcing temperatures.csv --members 50 -o fields.nc")
 
 

@@ -21,11 +21,10 @@ from perrin.core import (
     Dense,
     EDMHead,
     Gaussian,
-    GeneratorNoise,
     NetworkDenoiser,
     RectifiedFlow,
 )
-from perrin.core.losses import sample_times_edm, stratified
+from perrin.modalities.weather.training import noised
 from perrin.nets.field import FieldNetwork
 from perrin.train import BatchPlan
 
@@ -139,13 +138,8 @@ class AmplitudeTask:
         """See `perrin.train.Task`."""
         _, index = self.plan(step)
         x_0, condition = self.amplitudes[index], self.condition[index]
-        process = self.denoiser.process
-        u = stratified(torch.rand(len(index), generator=generator, device=generator.device))
-        schedule = process.fields[FIELD].schedule
-        t = sample_times_edm(u, schedule, mean=0.0, std=1.4, low=1e-3, high=0.999)
-        layouts = {FIELD: Dense(len(index), x_0.device)}
-        x_t = process.corrupt_state({FIELD: x_0}, t, GeneratorNoise(generator), layouts)
-        batch = {"t": t, "x_0": x_0, "x_t": x_t[FIELD], "condition": condition}
+        batch = noised(self.denoiser.process, FIELD, x_0, generator, mean=0.0, std=1.4)
+        batch["condition"] = condition
         torch.manual_seed((step * 2654435761 + rank) % 2**63)  # of the dropout
         return 0, {k: v[rank::world] for k, v in batch.items()}
 

@@ -1,4 +1,4 @@
-"""What `perrin train weather/…` begins with, whatever it trains."""
+"""What `perrin train weather/…` begins and ends with, and how its tasks noise fields, whatever it trains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from perrin.bundle import write_bundle
+from perrin.core import Composite, Dense, GeneratorNoise
+from perrin.core.losses import sample_times_edm, stratified
 from perrin.errors import PerrinError, check_counts
 from perrin.train import TrainOptions
 
@@ -54,3 +58,21 @@ def options_of(
         save_every=a.save_every,
         **more,
     )
+
+
+def ship(out: Path, model: Any, card: str, training: dict[str, Any]) -> None:
+    """Write the bundle of a model that has `to_json` and `weights`."""
+    write_bundle(
+        out, modality="weather", model=model.to_json(), weights=model.weights(), card=card, training=training
+    )
+
+
+def noised(
+    process: Composite, field: str, x_0: Tensor, generator: torch.Generator, *, mean: float, std: float
+) -> dict[str, Tensor]:
+    """Times, clean and noised fields, `t`, `x_0` and `x_t`, with `ln(σ/α)` normal of this mean and deviation."""
+    u = stratified(torch.rand(len(x_0), generator=generator, device=generator.device))
+    t = sample_times_edm(u, process.fields[field].schedule, mean=mean, std=std, low=1e-3, high=0.999)
+    layouts = {field: Dense(len(x_0), x_0.device)}
+    x_t = process.corrupt_state({field: x_0}, t, GeneratorNoise(generator), layouts)[field]
+    return {"t": t, "x_0": x_0, "x_t": x_t}

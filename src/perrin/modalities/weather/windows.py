@@ -35,7 +35,6 @@ from perrin.core import (
     Dense,
     EDMHead,
     Gaussian,
-    GeneratorNoise,
     NetworkDenoiser,
     State,
     plan_steps,
@@ -47,7 +46,7 @@ from perrin.core.guides.operators import Map, Operator
 from perrin.core.guides.posterior import MMPS, Measurement
 from perrin.core.guides.split import Pointwise, falling, split_gibbs
 from perrin.core.layout import Layouts
-from perrin.core.losses import sample_times_edm, stratified
+from perrin.modalities.weather.training import noised
 from perrin.nets.features import Waves
 from perrin.nets.field import FieldNetwork
 
@@ -201,12 +200,8 @@ class WindowTask:
         which = torch.randint(runs, (self.batch, 1), generator=generator, device=device)
         first = torch.randint(steps - self.length + 1, (self.batch, 1), generator=generator, device=device)
         x_0 = self.states[which, first + torch.arange(self.length, device=device)]
-        u = stratified(torch.rand(self.batch, generator=generator, device=device))
-        process = self.denoiser.process
-        t = sample_times_edm(u, process.fields[FIELD].schedule, mean=-1.2, std=1.6, low=1e-3, high=0.999)
-        noise, layouts = GeneratorNoise(generator), {FIELD: Dense(self.batch, device)}
-        x_t = process.corrupt_state({FIELD: x_0}, t, noise, layouts)[FIELD]
-        return 0, {k: v[rank::world] for k, v in {"t": t, "x_0": x_0, "x_t": x_t}.items()}
+        batch = noised(self.denoiser.process, FIELD, x_0, generator, mean=-1.2, std=1.6)
+        return 0, {k: v[rank::world] for k, v in batch.items()}
 
     def loss(self, model: Callable[..., Any], key: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `perrin.train.Task`."""
