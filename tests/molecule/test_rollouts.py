@@ -37,7 +37,13 @@ from perrin.train import Trainer, TrainOptions
 
 SMILES = ("CCO", "CC(=O)O", "C1CC1", "CN", "C#N", "CCCCCCC", "[NH3+]CC(=O)[O-]", "c1ccoc1", "FC=O")
 LAW = RolloutLaw(
-    share=0.6, evaluations=(4, 6), temperatures=((1.0, 1.0), (0.3, 0.4)), molecules=24, visits=2, every=5
+    share=0.6,
+    evaluations=(4, 6),
+    temperatures=((1.0, 1.0), (0.3, 0.4)),
+    molecules=24,
+    visits=2,
+    every=5,
+    polished=0,  # an untrained network has no geometry to offer
 )
 
 
@@ -113,7 +119,7 @@ def test_verdict_of_tensors_is_that_of_the_protocol() -> None:
 def test_records_are_the_states_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     """From a state before the last row, one row by hand gives the molecule that is to be learnt."""
     monkeypatch.setattr(rollouts, "sound", half)
-    law = RolloutLaw(evaluations=(4,), temperatures=((1.0, 1.0),), molecules=30, visits=3)
+    law = replace(LAW, evaluations=(4,), temperatures=((1.0, 1.0),), molecules=30, visits=3)
     task, _ = make(law)
     task.refresh(0, average_of(task))
     plan = SamplingOptions(steps=4, grid="logit-normal").plan(task.teacher)
@@ -207,7 +213,7 @@ def test_tilted_weights_have_the_wanted_mean_and_leave_the_rest() -> None:
 def test_paths_are_weighted_towards_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """An untrained network has too few of everything; with weights the mean of each number of evaluations is nearer."""
     monkeypatch.setattr(rollouts, "sound", half)
-    task, _ = make(RolloutLaw(evaluations=(4, 7), temperatures=((1.0, 1.0),), molecules=1800, visits=1))
+    task, _ = make(replace(LAW, evaluations=(4, 7), temperatures=((1.0, 1.0),), molecules=1800, visits=1))
     task.refresh(0, average_of(task))
     for bucket, held, all_weights in zip(task.buckets, task.records, task.weights, strict=True):
         wanted = contents(*bucket.take(torch.arange(len(bucket))), task.vocabulary).mean(0)

@@ -77,5 +77,35 @@ def contents(state: State, mask: Tensor, vocabulary: Vocabulary) -> Tensor:
     return torch.stack([f.float() for f in features], dim=1)
 
 
+def environments(state: State, mask: Tensor, vocabulary: Vocabulary, *, radius: int = 2) -> Tensor:
+    """Labels of the surroundings of each heavy atom, `[B, N, radius + 1]`, int64; 0 for hydrogens and padding.
+
+    Two atoms have the same label at radius r if element, charge and bonds with neighbours agree up to r bonds away (the
+    subtrees of Weisfeiler and Lehman; Shervashidze et al., J. Mach. Learn. Res. 12, 2539 (2011)), but for collisions of a
+    64-bit hash. Labels are the same on all devices.
+    """
+    generator = torch.Generator().manual_seed(0)
+    types, charges = len(vocabulary.elements), len(vocabulary.charges)
+    table = torch.randint(2**62, (types * charges,), generator=generator).to(mask.device)
+    factors = 2 * torch.randint(2**61, (4,), generator=generator) + 1
+    factors[0] = 0  # no bond
+    weights = factors.to(mask.device)[state[BONDS]] * _pairs(mask)
+    heavy = (torch.tensor(vocabulary.elements, device=mask.device)[state[TYPES]] != 1) & mask
+    label = table[state[TYPES] * charges + state[CHARGES]]
+    labels = [label]
+    for _ in range(radius):
+        label = _mixed(label)
+        label = _mixed(3 * label + (weights * label.unsqueeze(1)).sum(2))
+        labels.append(label)
+    return torch.stack(labels, dim=-1) * heavy.unsqueeze(-1)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A bijection of 64-bit integers that spreads every bit (the finaliser of SplitMix64, with arithmetic shifts)."""
+    x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31)
+
+
 def _pairs(mask: Tensor) -> Tensor:
     return mask.unsqueeze(2) & mask.unsqueeze(1)
