@@ -199,3 +199,18 @@ def parse_years(text: str) -> tuple[int, int]:
     if not match or int(match[1]) > int(match[2]):
         raise PerrinError(f"expected years such as 1950-1994, given {text!r}")
     return int(match[1]), int(match[2])
+
+
+def parse_months(text: str) -> list[tuple[int, int]]:
+    """`2009-12`, or `2000-01:2009-12`, as years and months.
+
+    Raises:
+        PerrinError: it is neither.
+    """
+    match = re.fullmatch(r"(\d{1,4})-(\d{1,2})(?::(\d{1,4})-(\d{1,2}))?", text)
+    if match:
+        numbers = [int(g) for g in match.groups() if g]
+        first, last = 12 * numbers[0] + numbers[1] - 1, 12 * numbers[-2] + numbers[-1] - 1
+        if all(1 <= m <= 12 for m in numbers[1::2]) and first <= last:
+            return [(n // 12, n % 12 + 1) for n in range(first, last + 1)]
+    raise PerrinError(f"expected --start such as 2009-12 or 2000-01:2009-12, given {text!r}")
