@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -114,6 +115,12 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = tmp_path / "m"
     words = ["train", "weather/scenario", "--data", str(low), "--out", str(bundle), "--steps", "2"]
     assert main([*words, "--hold-out", "1950-01/1959-12"]) == 0
+    training = json.loads((bundle / "config.json").read_text())["training"]
+    losses = training["losses"]
+    assert training["network_kept"] == (losses["trained"] < losses["normal"])
+    verdict = f"etwork: {'kept' if training['network_kept'] else 'not kept'}, on the last fifth of the times its loss is "
+    assert verdict in (bundle / "card.md").read_text()
+    assert verdict.replace(":", "") in capsys.readouterr().out
     out = []
     for members in (2, 12):
         path = tmp_path / f"{members}.nc"
@@ -137,7 +144,14 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["forecast", str(bundle), "--forcing", str(table), "--days", "3", "-o", "x.nc"], "leave it out"),
         (["forecast", str(bundle), "--forcing", str(table), "--start", "1800-01", "-o", "x.nc"], "years of"),
         (["forecast", "weather/sst", "--forcing", str(table), "-o", "x.nc"], "scenarios"),
-        (["train", "weather/scenario", "--out", str(tmp_path / "n")], "--data"),
+        *[
+            (["train", f"weather/{name}", "--out", str(tmp_path / "n")], "expected --data with")
+            for name in ("scenario", "qg", "sst", "downscale")
+        ],
+        *[
+            ([*words[:1], f"weather/{name}", *words[2:], "--from", "weather/sst"], "which starts anew")
+            for name in ("scenario", "qg", "sst", "downscale")
+        ],
     ):
         assert main(bad) == 2
         error = capsys.readouterr().err.strip()

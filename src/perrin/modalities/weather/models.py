@@ -286,13 +286,9 @@ def train_downscale(a: Namespace) -> None:
     from perrin.modalities.weather import downscale_train
     from perrin.modalities.weather.downscaling import DownscaleConfig
 
-    if not a.data:
-        raise PerrinError("expected --data with fine fields by time, given none")
-    if a.start:
-        raise PerrinError("expected no --from for weather/downscale, which starts anew: leave it out")
+    out = begin(a, "fine fields by time", "factor", "patch", "width")
     device = choose_device(a.device)
     gpu = device != "cpu"
-    out = begin(a, "factor", "patch", "width")
     spans = [*a.hold_out, *([a.calibrate] if a.calibrate else [])]
     held = parse_spans(spans, "--hold-out")
     names = a.variables.split(",") if a.variables else []
@@ -364,13 +360,7 @@ def train(a: Namespace) -> None:
             f"expected weather/sst, weather/downscale, weather/scenario or weather/qg, given {a.target!r}: say one of them "
             "(weather/rain and weather/sst-fine are made by weather/downscale); others cannot be trained so far"
         )
-    if not a.data:
-        raise PerrinError("expected --data with a monthly record of sea surface temperature, given none")
-    if a.start:
-        raise PerrinError(
-            "expected no --from for weather/sst, which is fitted anew in a minute: leave it out"
-        )
-    out = begin(a)
+    out = begin(a, "a monthly record of sea surface temperature")
     options = SSTOptions(training=parse_years(a.years), choice=parse_years(a.choose))
     train_options = options_of(
         a, steps=800, batch=128, lr=1e-3, warmup=100, log_every=200, weight_decay=0.1, ema=0.98

@@ -86,11 +86,7 @@ def prior(
 
 def train(a: Namespace) -> None:
     """`perrin train weather/qg --data FILE.zarr --out DIR`: minutes on a CPU."""
-    if not a.data:
-        raise PerrinError("expected --data with a store of perrin data weather/qg, given none")
-    if a.start:
-        raise PerrinError("expected no --from for weather/qg, which starts anew: leave it out")
-    out = begin(a, "stride")
+    out = begin(a, "a store of perrin data weather/qg", "stride")
     device = choose_device(a.device)
     psi, words = read_states(a.data)
     torch.manual_seed(a.seed)
