@@ -22,12 +22,7 @@ class WeatherModality(Modality):
     name = "weather"
     summary = "fields on latitude–longitude grids: forecasts, verification, data"
     suffixes = (".nc", ".nc4", ".cdf", ".zarr", ".grib", ".grib2", ".grb", ".grb2")
-    instead = MappingProxyType(
-        {
-            "view": "perrin verify {file} TRUTH --html page.html",
-            "evaluate": "perrin verify {file} TRUTH",
-        }
-    )
+    instead = MappingProxyType({"evaluate": "perrin verify {file} TRUTH"})
 
     def bundle_folder(self) -> Path:
         """The bundles in the package."""
@@ -333,6 +328,12 @@ class WeatherModality(Modality):
         from perrin.modalities.weather import commands
 
         commands.data(arguments)
+
+    def view(self, arguments: Namespace) -> None:
+        """A page of maps."""
+        from perrin.modalities.weather import commands
+
+        commands.view(arguments)
 
     def correct(self, arguments: Namespace) -> None:
         """Correct a simulation's bias."""

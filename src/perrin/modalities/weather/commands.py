@@ -45,6 +45,18 @@ def verify(a: Namespace) -> None:
         print(f"page in {a.html}")
 
 
+def view(a: Namespace) -> None:
+    """`perrin view FILE.nc`: what is in it, with maps."""
+    from perrin.modalities import page_beside
+    from perrin.modalities.weather.fields import open_fields
+    from perrin.modalities.weather.look import write_look
+
+    page = Path(a.out) if a.out else page_beside(a.file)
+    fields = open_fields(a.file)
+    write_look(page, fields)
+    print(f"{counted(len(fields.parts), 'variables')} in {page}")
+
+
 def data(a: Namespace) -> None:
     """`perrin data weather/sst --file FILE -o OUT.nc`: temperatures and anomalies on a coarse grid, by CF."""
     from perrin.modalities.weather.fields import open_fields
