@@ -213,7 +213,8 @@ def assimilate(a: Namespace) -> None:
     }
     if isinstance(model, QGModel):
         seen, states = read_qg_observations(a.observations, model.config, a.error), model.config.states
-        options = Rollout(members=a.members, leads=states, step=0, seed=a.seed, workers=a.workers or 1)
+        workers = a.workers or (cpu_count() if a.members > 3 * model.together else 1)
+        options = Rollout(members=a.members, leads=states, step=0, seed=a.seed, workers=workers)
         done = rolled("assimilate", a, model, [seen], options, words, model.template(seen, a.members))
         print(
             f"{counted(a.members, 'members')} of {counted(states, 'states')} given {counted(len(seen.value), 'values')} in "

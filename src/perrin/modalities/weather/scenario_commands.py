@@ -89,7 +89,7 @@ def forecast(a: Namespace, model: ScenarioModel) -> None:
             f"{start.G.min():.4g} to {start.G.max():.4g} in {a.forcing}: use the same unit and the same mean"
         )
     count = len(start.times)
-    workers = cpu_count() if a.members * count > 20_000 else 1  # where starting a process costs more
+    workers = cpu_count() if a.members * count > 5_000 else 1  # where starting a process costs more
     options = Rollout(members=a.members, leads=count, step=0, seed=a.seed, workers=a.workers or workers)
     words = {
         "title": f"fields of a scenario by {model.name}",
