@@ -22,7 +22,11 @@ class WeatherModality(Modality):
     name = "weather"
     summary = "fields on latitude–longitude grids: forecasts, verification, data"
     suffixes = (".nc", ".nc4", ".cdf", ".zarr", ".grib", ".grib2", ".grb", ".grb2")
-    instead = MappingProxyType({"evaluate": "perrin verify {file} TRUTH"})
+    instead = MappingProxyType(
+        {
+            "evaluate": "perrin verify {file} TRUTH",
+        }
+    )
 
     def bundle_folder(self) -> Path:
         """The bundles in the package."""
