@@ -148,8 +148,11 @@ def maps(fields: Fields, found: Frames, name: str, unit: str, mean: Array, *, am
     shown = {round(k) for k in np.linspace(0, count - 1, _MAPS)}
     if np.isfinite(both := mean.mean(0)).any():
         shown.add(int(np.nanargmax(both)))
-    members = {k: found.read(fields, name, k) for k in sorted(shown)}
-    drawn = np.concatenate([x.mean(0).ravel() for x in members.values()])
+    means = {}
+    for k in sorted(shown):
+        last = found.read(fields, name, k)  # one time of all members in memory
+        means[k] = last.mean(0)
+    drawn = np.concatenate([x.ravel() for x in means.values()])
     drawn = drawn[np.isfinite(drawn)]
     if amounts:
         drawn = drawn[drawn > 0]
@@ -162,14 +165,13 @@ def maps(fields: Fields, found: Frames, name: str, unit: str, mean: Array, *, am
     elif low < 0 < high and min(-low, high) > 0.25 * max(-low, high):
         low, high, scale = -max(-low, high), max(-low, high), BOTH
     out = f"<p>Colours: {number(low)} to {number(high)} {html.escape(unit)}; grey is missing.</p>"
-    for k, x in members.items():
-        what = "mean of the members, " if len(x) > 1 else ""
-        out += picture(x.mean(0), low, high, scale, what + found.words[k])
-    last = members[max(members)]
+    what = "mean of the members, " if len(last) > 1 else ""
+    for k, x in means.items():
+        out += picture(x, low, high, scale, what + found.words[k])
     if len(last) > 1:
         spread = last.std(0, ddof=1)
         most = top(spread)
-        word = found.words[max(members)]
+        word = found.words[-1]
         out += picture(spread, 0, most, ONE, f"spread, 0 to {number(most)} {unit}, {word}")
         for i in (0, 1):
             out += picture(last[i], low, high, scale, f"member {i}, {word}")
