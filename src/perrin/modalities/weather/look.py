@@ -168,7 +168,7 @@ def maps(fields: Fields, found: Frames, name: str, unit: str, mean: Array, *, am
     what = "mean of the members, " if len(last) > 1 else ""
     for k, x in means.items():
         out += picture(x, low, high, scale, what + found.words[k])
-    if len(last) > 1:
+    if len(last) > 1 and np.isfinite(last).any():
         spread = last.std(0, ddof=1)
         most = top(spread)
         word = found.words[-1]
