@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import fields, replace
 
 import torch
 
@@ -89,8 +88,7 @@ def main() -> None:
         begin = time.perf_counter()
         for k, truth in enumerate(psi):
             seen = observe(truth, model, points, a.error, a.seed + k)
-            now = seen.state == last
-            late = replace(seen, **{f.name: getattr(seen, f.name)[now] for f in fields(seen)})
+            late = seen.only(seen.state == last)
             draws = model.posterior(seen, a.members, seed=k)
             found = {
                 "climatology": torch.zeros_like(truth),

@@ -13,6 +13,7 @@ import tempfile
 
 import numpy as np
 
+from perrin.core import sample_seeds
 from perrin.modalities.weather.fields import open_fields
 from perrin.modalities.weather.scenario import area_mean, at_years, fit_scenario, read_scenario
 from perrin.modalities.weather.scores import crps
@@ -50,7 +51,7 @@ def main() -> None:
     mean = model.mean(G, parts)
     rng = np.random.default_rng(0)
     ensembles = {
-        "emulator": model.members(G, parts, range(a.members)),
+        "emulator": model.draw(G, parts, sample_seeds(0, range(a.members))),
         "white": mean + model.variability.scale[parts] * rng.standard_normal((a.members, *mean.shape)),
     }
 

@@ -194,7 +194,7 @@ WRONG = {
     "data molecule/qm9 -o out.sdf": "works with (particle, weather), given molecule/qm9",
     "rank fields.nc": "works with (.sdf,",
     "verify good.sdf good.sdf": "works with (.nc,",
-    "view old.nc": "given old.nc: say 'perrin verify old.nc TRUTH --html page.html'",
+    "view old.nc -o new.html": "expected a NetCDF file or Zarr store, given old.nc",
     "evaluate old.nc": "given old.nc: say 'perrin verify old.nc TRUTH'",
     "evaluate fields.h5 --fcd": "given --fcd, which 'perrin evaluate' (molecule) takes: leave it out",
     # what a hasty newcomer writes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from perrin.modalities.molecule.sources import from_files
 from perrin.modalities.molecule.task import MoleculeTask
 from perrin.run.signals import Interrupted
 from perrin.train import Trainer, TrainOptions, snapshots
-from perrin.train.checkpoint import FILE
+from perrin.train.checkpoint import FILE, Checkpoint
 
 TINY = NetworkConfig(
     depth=2,
@@ -223,6 +224,23 @@ def test_a_run_that_is_through_stays_as_it_is(
     assert trainer.run()["step"] == 12
     assert same(weights(task), expected)
     assert ((folder / "metrics.jsonl").read_text(), (folder / FILE).read_bytes()) == before
+
+
+def test_the_time_left_is_that_of_the_whole_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a minute 50 seconds were used before: at most 10 are left."""
+    for stop in (3, 6):
+        trainer, _ = make(tmp_path, stops=(stop,), steps=10**6, minutes=1)
+        with pytest.raises(Interrupted):
+            trainer.run()
+        found = Checkpoint.load(tmp_path)
+        assert found is not None
+        replace(found, seconds=50.0).save(tmp_path)
+    said = capsys.readouterr().err
+    left = [float(x) for x in re.findall(r"(\S+) s left", said.partition("going on from step")[2])]
+    assert left
+    assert all(0 <= x <= 10 for x in left)
 
 
 def test_signal_handlers_are_put_back(tmp_path: Path) -> None:

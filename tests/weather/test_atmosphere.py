@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from killed import assert_same_bytes, kill_when
 from test_cf import complaints
 
 from perrin import load
@@ -150,25 +147,17 @@ def test_killed_in_mid_rollout_and_started_again(bundle: Path, tmp_path: Path) -
         "cpu",
         "-o",
     ]
-    code = "import sys; from perrin.cli import main; sys.exit(main(sys.argv[1:]))"
     out = tmp_path / "a.zarr"
-    process = subprocess.Popen([sys.executable, "-c", code, "forecast", *words, str(out)])
     folder = tmp_path / "a.zarr.partial"
     begun = folder / "data.zarr" / "z" / "c" / "1"  # member 1, of whose shards one is there
-    while process.poll() is None and not begun.exists():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(begun.exists, ["forecast", *words, str(out)])
     done = (folder / "done").read_text().splitlines()
     assert "0 0" in done
     assert "0 2" not in done
     assert not out.exists()
     assert main(["forecast", *words, str(out)]) == 0
     assert main(["forecast", *words, str(tmp_path / "b.zarr")]) == 0
-    files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
-    assert len(files) > 3 * 3 * 3  # members, shards, fields
-    for path in files:
-        assert (out / path).read_bytes() == (tmp_path / "b.zarr" / path).read_bytes()
+    assert assert_same_bytes(out, tmp_path / "b.zarr") > 3 * 3 * 3  # members, shards, fields
 
 
 def test_files_on_other_grids(bundle: Path, tmp_path: Path) -> None:

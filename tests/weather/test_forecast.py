@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from killed import assert_same_bytes, kill_when
 from oceans import made_expectation, made_record
 
 from perrin import load
@@ -268,16 +264,12 @@ def test_a_record_in_kelvin_makes_the_same_model(record: xr.Dataset, tmp_path: P
 def test_killed_and_started_again(sst_bundle: Path, tmp_path: Path) -> None:
     """kill −9 in the middle: the same bytes as of a run in peace."""
     words = [str(sst_bundle), "--members", "100", "--seed", "9", "--workers", "1", "-o"]
-    code = "import sys; from perrin.cli import main; sys.exit(main(sys.argv[1:]))"
     out = tmp_path / "a.zarr"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "forecast", *words, str(out)], env=dict(os.environ)
-    )
     log = out.with_name("a.zarr.partial") / "done"
-    while process.poll() is None and (not log.is_file() or log.read_text().count("\n") < 20):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(
+        lambda: log.is_file() and log.read_text().count("\n") >= 20,
+        ["forecast", *words, str(out)],
+    )
     assert log.is_file()
     done = log.read_text().count("\n")
     assert 20 <= done < 100
@@ -286,10 +278,7 @@ def test_killed_and_started_again(sst_bundle: Path, tmp_path: Path) -> None:
         file.write("0 9")  # a line that was cut off
     assert run(*words, str(out)) == 0
     assert run(*words, str(tmp_path / "b.zarr")) == 0
-    files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
-    assert len(files) > 100
-    for path in files:
-        assert (out / path).read_bytes() == (tmp_path / "b.zarr" / path).read_bytes()
+    assert assert_same_bytes(out, tmp_path / "b.zarr") > 100
 
 
 def test_unfinished_work_of_other_settings_is_left_alone(sst_bundle: Path, tmp_path: Path) -> None:

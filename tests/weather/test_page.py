@@ -14,7 +14,8 @@ import pytest
 import xarray as xr
 
 from perrin.cli import main
-from perrin.modalities.weather.page import _BOTH, picture, plot
+from perrin.modalities.weather.fields import open_fields
+from perrin.modalities.weather.page import BOTH, ONE, picture, plot
 
 
 class Tags(html.parser.HTMLParser):
@@ -58,8 +59,8 @@ def pixels(figure: str) -> np.ndarray:
 def test_a_map_is_the_field() -> None:
     """North is up; the ends of the scale, its middle and missing values have their colours."""
     x = np.array([[-1.0, 0.0, 1.0], [5.0, -5.0, np.nan]])
-    found = pixels(picture(x, -1, 1, _BOTH, "a < b"))
-    low, middle, high = _BOTH[0], _BOTH[2], _BOTH[-1]
+    found = pixels(picture(x, -1, 1, BOTH, "a < b"))
+    low, middle, high = BOTH[0], BOTH[2], BOTH[-1]
     np.testing.assert_array_equal(found[1], [low, middle, high])
     np.testing.assert_array_equal(found[0], [high, low, (200, 200, 200)])
 
@@ -109,3 +110,83 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--html", str(tmp_path)]) == 2
     assert main([*words, "--html", str(page), "--place", "91", "0"]) == 2
     assert "expected --place" in capsys.readouterr().err
+
+
+def test_view_of_rain_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing beside it: numbers and curves are those of the file, maps are its fields, darker where more falls."""
+    file = tmp_path / "rain.nc"
+    assert main(["data", "weather/rain", "--sample", "-o", str(file)]) == 0
+    assert main(["view", str(file)]) == 0
+    assert capsys.readouterr().out.endswith(f"1 variable in {tmp_path / 'rain.html'}\n")
+    page = (tmp_path / "rain.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    fields = open_fields(file)
+    x = fields.read("precipitation")
+    mean = (x * fields.area).sum((1, 2)) / fields.area.sum()
+    for word, value in (
+        ("least", "0"),
+        ("mean over area and times", f"{mean.mean():.3g}"),
+        ("largest", f"{x.max():.3g}"),
+        ("zero", f"{100 * (x == 0).mean():.3g} % of the rest"),
+    ):
+        assert f"<th>{word}</th><td>{value}</td>" in page
+    curves = [
+        np.array([p.split(",") for p in found.split()], float)
+        for found in re.findall(r'points="([^"]+)"', page)
+    ]
+    for curve, values in zip(
+        curves, (mean, x.max((1, 2))), strict=True
+    ):  # upside down, and from 0 or the least on
+        drop = curve[:, 1].max() - curve[:, 1]
+        np.testing.assert_allclose(drop / drop.max(), (values - values.min()) / np.ptp(values), atol=2e-3)
+    maps = re.findall(r"<img[^>]+>", page)
+    top = np.quantile(x[x > 0], 0.995)
+    assert f"Colours: 0 to {top:.3g} kg m-2" in page
+    for found, field in zip(maps, x, strict=True):
+        dark = 3 * 255 - pixels(found).sum(-1)[::-1]
+        level = (np.clip(field / top, 0, 1) * 254).round()
+        assert (np.diff(dark.ravel()[np.argsort(level, axis=None, kind="stable")].astype(int)) >= 0).all()
+        assert len(np.unique(dark[field == 0])) == 1
+    assert main(["view", str(file)]) == 0  # its own page, again
+    assert main(["view", str(file), "-o", str(tmp_path / "page.pdf")]) == 2
+
+
+def test_view_of_an_ensemble(sst_bundle: Path, tmp_path: Path) -> None:
+    """Means of the members in one scale, their spread, two of them; land is grey."""
+    file = tmp_path / "ens.zarr"
+    assert main(["forecast", str(sst_bundle), "--members", "3", "--months", "4", "-o", str(file)]) == 0
+    assert main(["view", str(file), "-o", str(tmp_path / "p.html")]) == 0
+    page = (tmp_path / "p.html").read_text()
+    assert "3 members; forecast from " in page
+    captions = re.findall(r"<figure><img[^>]+><figcaption>([^<]+)<", page)
+    assert [c.split(",")[0] for c in captions] == ["mean of the members"] * 4 + [
+        "spread",
+        "member 0",
+        "member 1",
+    ]
+    fields = open_fields(file)
+    x = fields.read("sst")[:, 0]
+    low, high = np.nanquantile(x.mean(0), [0.005, 0.995])
+    assert re.findall(r"<img[^>]+>", page)[0] in picture(x.mean(0)[0], low, high, ONE, captions[0])
+    assert re.findall(r"<img[^>]+>", page)[4] in picture(
+        x[:, 3].std(0, ddof=1), 0, np.nanquantile(x[:, 3].std(0, ddof=1), 0.995), ONE, captions[4]
+    )
+
+
+def test_view_of_fields_that_do_not_change_or_are_not_there(tmp_path: Path) -> None:
+    place = {"lat": np.arange(-60.0, 61, 30), "lon": np.arange(0, 360, 60.0)}
+    height = np.arange(30.0).reshape(5, 6) - 14.5
+    file = tmp_path / "fixed.nc"
+    dims = ("lat", "lon")
+    xr.Dataset({"orog": (dims, height), "none": (dims, np.nan * height)}, place).to_netcdf(file)
+    assert main(["view", str(file)]) == 0
+    page = (tmp_path / "fixed.html").read_text()
+    assert "no times; 5 × 6 cells" in page
+    assert "No values." in page
+    low, high = np.quantile(height, [0.005, 0.995])
+    size = max(-low, high)
+    assert re.findall(r"<img[^>]+>", page) == re.findall(
+        r"<img[^>]+>", picture(height, -size, size, BOTH, "")
+    )

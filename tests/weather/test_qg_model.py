@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from test_cf import complaints
 
 from perrin.bundle import read_bundle, write_bundle
 from perrin.cli import main
@@ -159,21 +161,31 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "1",
     ]
     assert main([*train, "--batch", "1"]) == 0
-    table.write_text("time,layer,y,x,value,error\n0,1,1000,250000,500,50\n96,1,30000,20000,-200,50\n")
-    out = tmp_path / "flow.nc"
-    words = ["assimilate", str(bundle), "--observations", str(table), "-o", str(out)]
-    assert main([*words, "--members", "1"]) == 0
-    with xr.open_dataset(out, decode_timedelta=False) as found:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        truth = xr.open_zarr(store, chunks=None)
+    table.write_text("time,layer,y,x,value,error\n96,1,1000,250000,500,50\n192,1,30000,20000,-200,50\n")
+    out = [tmp_path / name for name in ("flow.nc", "flow.zarr")]
+    words = ["assimilate", str(bundle), "--observations", str(table)]
+    for path, members in zip(out, "13"):
+        assert main([*words, "-o", str(path), "--members", members]) == 0
+        assert (tmp_path / f"{path.name}.run.json").is_file()
+    with xr.open_dataset(out[0]) as found, xr.open_zarr(out[1], chunks=None) as many:
         assert found["psi"].dims == ("realization", "time", "layer", "y", "x")
         assert found["psi"].shape == (1, 4, 2, 32, 32)
-        assert bool(np.isfinite(found["psi"]).all())
-        assert found["time"].values.tolist() == [0, 96, 192, 288]
+        assert bool(np.isfinite(many["psi"]).all())
+        np.testing.assert_array_equal(found["psi"][0], many["psi"][0])
+        for name in ("layer", "y", "x"):  # and times are those of the data
+            assert found[name].attrs == truth[name].attrs
+            np.testing.assert_array_equal(found[name], truth[name])
+        np.testing.assert_array_equal(found["time"], truth["time"][1:5])
+    assert complaints(out[0]) == []
     capsys.readouterr()
     assert main(["forecast", str(bundle), "-o", str(tmp_path / "f.nc")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     config = QGConfig(hours=96.0)
     for text, words_ in (
-        ("time,layer,y,x\n", "name the column value"),
+        ("time,layer,y,x\n", "columns time, layer, y, x and value .* for value is lacking"),
         ("time,layer,y,x,value\n0,1,0,0,1\n", "--error"),
         ("time,layer,y,x,value,error\n0,3,0,0,1,1\n", "layer 1 or 2"),
         ("time,layer,y,x,value,error\n0,1,0,6e5,1,1\n", "from 0 to 500000 m"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import cftime
 import numpy as np
 import pytest
 import xarray as xr
+from killed import assert_same_bytes, kill_when
 
 from perrin.cli import main
+from perrin.core import sample_seeds
 from perrin.errors import PerrinError
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.scenario import (
@@ -66,7 +70,7 @@ def test_what_is_known_is_found_again(tmp_path: Path, monthly: bool) -> None:
         np.testing.assert_allclose(model.a.mean(1)[0] - model.a.mean(1)[6], 10, atol=0.5)
     mode = (np.cos(np.deg2rad(fields.longitude) * 6) + 0 * fields.latitude[:, None])[record.keep]
     G, parts = np.full(6, 5.0), np.full(6, 0)
-    d = model.members(G, parts, range(200))
+    d = model.draw(G, parts, sample_seeds(0, range(200)))
     mean = model.mean(G[:1], parts[:1])[0]
     np.testing.assert_allclose(d.mean((0, 1)), mean, atol=0.08)
     variance = 0.25 * mode**2 + 0.01
@@ -111,6 +115,12 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = tmp_path / "m"
     words = ["train", "weather/scenario", "--data", str(low), "--out", str(bundle), "--steps", "2"]
     assert main([*words, "--hold-out", "1950-01/1959-12"]) == 0
+    training = json.loads((bundle / "config.json").read_text())["training"]
+    losses = training["losses"]
+    assert training["network_kept"] == (losses["trained"] < losses["normal"])
+    verdict = f"etwork: {'kept' if training['network_kept'] else 'not kept'}, on the last fifth of the times its loss is "
+    assert verdict in (bundle / "card.md").read_text()
+    assert verdict.replace(":", "") in capsys.readouterr().out
     out = []
     for members in (2, 12):
         path = tmp_path / f"{members}.nc"
@@ -134,12 +144,44 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["forecast", str(bundle), "--forcing", str(table), "--days", "3", "-o", "x.nc"], "leave it out"),
         (["forecast", str(bundle), "--forcing", str(table), "--start", "1800-01", "-o", "x.nc"], "years of"),
         (["forecast", "weather/sst", "--forcing", str(table), "-o", "x.nc"], "scenarios"),
-        (["train", "weather/scenario", "--out", str(tmp_path / "n")], "--data"),
+        *[
+            (["train", f"weather/{name}", "--out", str(tmp_path / "n")], "expected --data with")
+            for name in ("scenario", "qg", "sst", "downscale")
+        ],
+        *[
+            ([*words[:1], f"weather/{name}", *words[2:], "--from", "weather/sst"], "which starts anew")
+            for name in ("scenario", "qg", "sst", "downscale")
+        ],
     ):
         assert main(bad) == 2
         error = capsys.readouterr().err.strip()
         assert said in error
         assert len(error.splitlines()) == 1
-    table.write_text("year,warmth\n1960,1\n")
-    with pytest.raises(PerrinError, match="columns year and temperature"):
-        read_forcing(table)
+    for text, said in (
+        ("year,warmth\n1960,1\n", "columns year and temperature"),
+        ("year,temperature\n1960,warm\n", "line 2 of .*g.csv, given '1960,warm'"),
+        ("year,temperature\n\n", "without lines"),
+    ):
+        table.write_text(text)
+        with pytest.raises(PerrinError, match=said):
+            read_forcing(table)
+
+
+def test_killed_between_two_segments_and_started_again(tmp_path: Path) -> None:
+    """kill −9 in the second group of members, after its first 64 years: the same bytes as of a run in peace."""
+    low, table, bundle = tmp_path / "low.nc", tmp_path / "g.csv", tmp_path / "m"
+    run(60, 0).to_netcdf(low)
+    table.write_text("year,temperature\n" + "".join(f"{1960 + y},{281 + 0.01 * y}\n" for y in range(70)))
+    assert main(["train", "weather/scenario", "--data", str(low), "--out", str(bundle), "--steps", "2"]) == 0
+    words = ["forecast", str(bundle), "--forcing", str(table), "--members", "12", "--workers", "1", "-o"]
+    out, folder = tmp_path / "a.zarr", tmp_path / "a.zarr.partial"
+    kill_when((folder / "state-0-10.safetensors").exists, [*words, str(out)])
+    assert len((folder / "done").read_text().splitlines()) == 10
+    assert not out.exists()
+    shutil.copytree(folder, tmp_path / "other.zarr.partial")
+    assert main([*words, str(out)]) == 0
+    assert main([*words, str(tmp_path / "b.zarr")]) == 0
+    assert assert_same_bytes(out, tmp_path / "b.zarr") > 2 * 12  # shards of 64 and 6 years of each
+    later = table.read_text().replace("2029,", "2039,")  # the same temperatures of other years
+    table.write_text(later)
+    assert main([*words, str(tmp_path / "other.zarr")]) == 2

@@ -121,19 +121,13 @@ class StoreShards(ShardedJob):
         return found.hexdigest()
 
     def merge(self, shards: Sequence[Shard], folder: Path, output: Path | None) -> Path:
-        """Nothing is copied: the store is whole. Its metadata are consolidated, so that it opens quickly."""
-        import zarr
-
+        """Nothing is copied: the store is whole."""
         path = self.store(folder)
         if output is not None and output != path:
             raise PerrinError(
                 f"expected no -o, given {output}: the store is whole at {path}; move it if you like"
             )
-        with (
-            warnings.catch_warnings()
-        ):  # the third version's specification does not have it yet; xarray writes it too
-            warnings.simplefilter("ignore")
-            zarr.consolidate_metadata(path)
+        consolidate(path)
         return path
 
     def _digest(self, arrays: Mapping[str, Any], time: int, members: range) -> str:
@@ -151,3 +145,14 @@ class StoreShards(ShardedJob):
             ) from error
         group = zarr.open_group(path, mode=mode, use_consolidated=False)
         return {name: group[name] for name in self.variables}
+
+
+def consolidate(store: Path) -> None:
+    """Copy all metadata of a finished store into one file, so that it opens quickly, and in xarray without a warning."""
+    import zarr
+
+    with (
+        warnings.catch_warnings()
+    ):  # the third version's specification does not have it yet; xarray writes it too
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(str(store))

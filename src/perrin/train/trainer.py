@@ -166,7 +166,7 @@ class Trainer:
         each = GraphedGradients(forward_backward, live) if graphs else forward_backward
         gradients = accumulated(each, live, options.accumulate)
 
-        log = _Log(self.folder / "metrics.jsonl", start, options, active=fabric.global_rank == 0)
+        log = _Log(self.folder / "metrics.jsonl", start, before, options, active=fabric.global_rank == 0)
         with stop_on_signal() as stop:
             for step in range(start, options.steps if options.used(start, before) < 1 else start):
                 # all ranks must see the same clock and signal
@@ -325,12 +325,19 @@ def _step_of(line: str) -> int:
 
 
 class _Log:
-    """Progress on the terminal and `metrics.jsonl`; lines past the step gone on from are dropped."""
+    """Progress on the terminal and `metrics.jsonl`; lines past the step gone on from are dropped.
 
-    def __init__(self, path: Path, start: int, options: TrainOptions, *, active: bool) -> None:
+    Arguments:
+        path: of the metrics.
+        start, before: the step gone on from, and the seconds that it has taken.
+        options: of the training.
+        active: whether this process writes.
+    """
+
+    def __init__(self, path: Path, start: int, before: float, options: TrainOptions, *, active: bool) -> None:
         self.options, self.active = options, active
         self.last: dict[str, float] = {}
-        self.begin, self.start = time.perf_counter(), start
+        self.begin, self.start, self.before = time.perf_counter(), start, before
         if not active:
             return
         lines = path.read_text().splitlines() if path.is_file() else []
@@ -348,7 +355,8 @@ class _Log:
             return
         values = {k: float(v) for k, v in losses.items()}
         check_finite(values["loss"], done)
-        speed = (done - self.start) * self.options.batch / (time.perf_counter() - self.begin)
+        seconds = time.perf_counter() - self.begin
+        speed = (done - self.start) * self.options.batch / seconds
         self.last = {
             "step": done,
             **values,
@@ -360,7 +368,7 @@ class _Log:
         self.file.flush()
         left = (self.options.steps - done) * self.options.batch / speed
         if self.options.minutes:
-            left = min(left, 60 * self.options.minutes - (time.perf_counter() - self.begin))
+            left = max(0.0, min(left, 60 * self.options.minutes - self.before - seconds))
         total = "" if self.options.minutes else f"/{self.options.steps}"
         text = f"step {done}{total}  loss {values['loss']:.4f}  {speed:.0f} samples/s  {left:.0f} s left"
         print(

@@ -24,7 +24,6 @@ class WeatherModality(Modality):
     suffixes = (".nc", ".nc4", ".cdf", ".zarr", ".grib", ".grib2", ".grb", ".grb2")
     instead = MappingProxyType(
         {
-            "view": "perrin verify {file} TRUTH --html page.html",
             "evaluate": "perrin verify {file} TRUTH",
         }
     )
@@ -333,6 +332,12 @@ class WeatherModality(Modality):
         from perrin.modalities.weather import commands
 
         commands.data(arguments)
+
+    def view(self, arguments: Namespace) -> None:
+        """A page of maps."""
+        from perrin.modalities.weather import commands
+
+        commands.view(arguments)
 
     def correct(self, arguments: Namespace) -> None:
         """Correct a simulation's bias."""

@@ -45,6 +45,18 @@ def verify(a: Namespace) -> None:
         print(f"page in {a.html}")
 
 
+def view(a: Namespace) -> None:
+    """`perrin view FILE.nc`: what is in it, with maps."""
+    from perrin.modalities import page_beside
+    from perrin.modalities.weather.fields import open_fields
+    from perrin.modalities.weather.look import write_look
+
+    page = Path(a.out) if a.out else page_beside(a.file)
+    fields = open_fields(a.file)
+    write_look(page, fields)
+    print(f"{counted(len(fields.parts), 'variables')} in {page}")
+
+
 def data(a: Namespace) -> None:
     """`perrin data weather/sst --file FILE -o OUT.nc`: temperatures and anomalies on a coarse grid, by CF."""
     from perrin.modalities.weather.fields import open_fields
@@ -199,3 +211,18 @@ def parse_years(text: str) -> tuple[int, int]:
     if not match or int(match[1]) > int(match[2]):
         raise PerrinError(f"expected years such as 1950-1994, given {text!r}")
     return int(match[1]), int(match[2])
+
+
+def parse_months(text: str) -> list[tuple[int, int]]:
+    """`2009-12`, or `2000-01:2009-12`, as years and months.
+
+    Raises:
+        PerrinError: it is neither.
+    """
+    match = re.fullmatch(r"(\d{1,4})-(\d{1,2})(?::(\d{1,4})-(\d{1,2}))?", text)
+    if match:
+        numbers = [int(g) for g in match.groups() if g]
+        first, last = 12 * numbers[0] + numbers[1] - 1, 12 * numbers[-2] + numbers[-1] - 1
+        if all(1 <= m <= 12 for m in numbers[1::2]) and first <= last:
+            return [(n // 12, n % 12 + 1) for n in range(first, last + 1)]
+    raise PerrinError(f"expected --start such as 2009-12 or 2000-01:2009-12, given {text!r}")

@@ -21,7 +21,10 @@ from perrin.modalities.weather.fields import DIMENSIONS
 from perrin.modalities.weather.grid import latitude_edges, longitude_edges
 from perrin.modalities.weather.outputs import check_path
 from perrin.run.atomic import atomic_path
+from perrin.run.store import consolidate
 
+ORDER = (*DIMENSIONS[:3], "time", "layer", *DIMENSIONS[3:], "y", "x")
+"""All dimensions that can be written, in the order of a file: of fields on the sphere, or in layers on a plane."""
 _ATTRIBUTES: dict[str, dict[str, Any]] = {
     "realization": {"standard_name": "realization", "units": "1"},
     "forecast_reference_time": {"standard_name": "forecast_reference_time"},
@@ -29,6 +32,9 @@ _ATTRIBUTES: dict[str, dict[str, Any]] = {
     "time": {"standard_name": "time"},
     "latitude": {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
     "longitude": {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
+    "layer": {"long_name": "layer, from the top", "units": "1", "axis": "Z", "positive": "down"},
+    "y": {"standard_name": "projection_y_coordinate", "units": "m", "axis": "Y"},
+    "x": {"standard_name": "projection_x_coordinate", "units": "m", "axis": "X"},
 }
 
 
@@ -60,7 +66,7 @@ def prepare(
     dataset: xr.Dataset, attributes: Mapping[str, str]
 ) -> tuple[xr.Dataset, dict[Any, dict[str, Any]]]:
     """The dataset in canonical order with CF's attributes and bounds, and its encoding."""
-    order = [d for d in (*DIMENSIONS[:3], "time", *DIMENSIONS[3:]) if d in dataset.dims]
+    order = [d for d in ORDER if d in dataset.dims]
     if strange := [str(d) for d in dataset.dims if d not in (*order, "bound")]:
         raise PerrinError(
             f"expected the dimensions {', '.join(DIMENSIONS)} or time, given {strange[0]}: rename it"
@@ -119,6 +125,7 @@ def _write_zarr(path: Path, dataset: xr.Dataset, encoding: dict[Any, dict[str, A
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         dataset.to_zarr(temporary, mode="w", encoding=encoding, consolidated=False)
+        consolidate(temporary)
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)

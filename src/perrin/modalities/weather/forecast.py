@@ -1,7 +1,8 @@
 """Rollout of an ensemble to disk: a member at a time, and on from where it was.
 
-A model supplies starts and, for each start and member, fields of consecutive leads in segments. A member is a function of
-the start, the seed of the run and the member's number alone. The store (`stores.create_store`) lies in `OUT.partial` until
+A model supplies, for each start and member, fields of consecutive leads in segments; a template says by what they lie in
+the store: by start and period (`by_period`), or, of one start, by valid time. A member is a function of the start, the
+seed of the run and the member's number alone. The store (`stores.create_store`) lies in `OUT.partial` until
 all of it is there; members that are done are listed in `OUT.partial/done`. After a segment is written the state at its
 end is kept in `OUT.partial/state-START-MEMBER.safetensors`, from which one that was cut off goes on, with the same bits:
 a rollout of many years loses no more than its last segment.
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from perrin.core import sample_seeds
 from perrin.errors import PerrinError
-from perrin.modalities.weather.fields import DIMENSIONS
+from perrin.modalities.weather.files import ORDER
 from perrin.modalities.weather.means import Bins, bins
 from perrin.modalities.weather.outputs import check_path
 from perrin.modalities.weather.stores import create_store, finish, write_region
@@ -39,15 +40,11 @@ States = dict[str, Tensor]
 """All that the next step depends on."""
 
 
-class ForecastModel(Protocol):
+class Ensemble(Protocol):
     """What can be rolled out."""
 
     name: str
     sha256: str
-    unit: str
-    """Of the leads: `months` or `hours`."""
-    latitude: NDArray[np.float64]
-    longitude: NDArray[np.float64]
 
     def fields(self, start: Any) -> dict[str, dict[str, str]]:
         """Names and attributes of the variables."""
@@ -66,8 +63,17 @@ class ForecastModel(Protocol):
         at: int = 0,
         states: States | None = None,
     ) -> Iterator[tuple[Fields32, States]]:
-        """Fields of consecutive leads, `[members, n, rows, columns]` each, a segment up to each of `cuts`, and the states
-        at its end; from lead `at` and its states on, where they are given."""
+        """Fields of consecutive leads, `[members, n, …]` each, a segment up to each of `cuts`, and the states at its end;
+        from lead `at` and its states on, where they are given."""
+
+
+class ForecastModel(Ensemble, Protocol):
+    """What has leads, on latitudes and longitudes."""
+
+    unit: str
+    """Of the leads: `months` or `hours`."""
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +98,10 @@ class Rollout:
     workers: int = 1
     periods: tuple[float, ...] | None = None
 
+    def pieces(self, starts: Sequence[Any]) -> Bins:
+        """What is written together, of rollouts from these starts."""
+        return bins(self.every, [s.time for s in starts], self.leads, int(self.step))
+
 
 def member_seeds(seed: int, start: Any, members: Sequence[int]) -> Tensor:
     """The seeds of members of one start: of its date, so that they do not depend on the other starts."""
@@ -104,16 +114,23 @@ def _date(time: Any) -> str:
 
 
 def rollout(
-    model: ForecastModel, starts: Sequence[Any], options: Rollout, out: str | Path, words: dict[str, str]
+    model: Ensemble,
+    starts: Sequence[Any],
+    options: Rollout,
+    out: str | Path,
+    words: dict[str, str],
+    template: xr.Dataset,
 ) -> int:
     """Write an ensemble; returns how many members were there already.
 
     Arguments:
-        model: see `ForecastModel`.
+        model: see `Ensemble`.
         starts: its starts, in the order of time.
         options: see there.
         out: .nc or .zarr.
         words: attributes of the file.
+        template: coordinates of the file: `realization`, then `forecast_reference_time` and `forecast_period`, or `time`
+            alone where there is one start, then those of a field.
 
     Raises:
         PerrinError: numbers are out of range, the name is none for an output, or unfinished work has other settings.
@@ -122,7 +139,7 @@ def rollout(
     for name in ("members", "leads"):
         if getattr(options, name) < 1:
             raise PerrinError(f"expected {name} of at least 1, given {getattr(options, name)}")
-    pieces = bins(options.every, [s.time for s in starts], options.leads, int(options.step))
+    pieces = options.pieces(starts)
     out = Path(out)
     folder = out.with_name(out.name + ".partial")
     key = {
@@ -132,13 +149,13 @@ def rollout(
         "leads": options.leads,
         "every": options.every,
         "starts": [_date(s.time) for s in starts],
-        "state": _digest(starts),
+        "state": _digest(starts, template),
     }
     found = read_key(folder, key)
     store, log = folder / "data.zarr", folder / "done"
     if not (found and store.is_dir()):
         log.unlink(missing_ok=True)
-        _create(store, model, starts, options, pieces, words)
+        _create(store, template, model.fields(starts[0]), options, pieces, words)
     done = _done(log)
     each = model.together
     units = [
@@ -147,7 +164,8 @@ def rollout(
         for k in range(0, options.members, each)
         if any((i, j) not in done for j in range(k, min(k + each, options.members)))
     ]
-    settings = (model, list(starts), options, pieces, str(store))
+    whole = "forecast_reference_time" not in template.dims
+    settings = (model, list(starts), options, pieces, str(store), whole)
     workers = min(options.workers, len(units) or 1)
     _STATE.clear()
     results = map_unordered(_run, units, workers=workers, setup=_setup, arguments=settings)
@@ -169,8 +187,10 @@ def rollout(
 _STATE: dict[str, Any] = {}
 
 
-def _setup(model: ForecastModel, starts: list[Any], options: Rollout, pieces: Bins, store: str) -> None:
-    _STATE.update(model=model, starts=starts, options=options, pieces=pieces, store=store)
+def _setup(
+    model: Ensemble, starts: list[Any], options: Rollout, pieces: Bins, store: str, whole: bool
+) -> None:
+    _STATE.update(model=model, starts=starts, options=options, pieces=pieces, store=store, whole=whole)
     torch.set_num_threads(1)
 
 
@@ -195,7 +215,7 @@ def _run(unit: tuple[int, int]) -> tuple[int, range]:
             where, values = pieces.reduce(values, at)
             for k, x in zip(numbers, values):
                 if len(x):
-                    write_region(store, name, (k, i, where), x)
+                    write_region(store, name, (k, where) if _STATE["whole"] else (k, i, where), x)
         if cut < pieces.cuts[-1]:
             write_tensors(kept, states, {"at": str(cut)})
         if _STATE.get("advance"):
@@ -225,15 +245,9 @@ def _done(log: Path) -> set[tuple[int, int]]:
     return out
 
 
-def _create(
-    store: Path,
-    model: ForecastModel,
-    starts: Sequence[Any],
-    options: Rollout,
-    pieces: Bins,
-    words: dict[str, str],
-) -> None:
-    leads, bounds = pieces.periods(options.step)
+def by_period(model: ForecastModel, starts: Sequence[Any], options: Rollout) -> xr.Dataset:
+    """The template of forecasts by start and period."""
+    leads, bounds = options.pieces(starts).periods(options.step)
     if options.periods is not None:
         leads = np.array(options.periods)
     period: dict[str, Any] = {"units": model.unit}
@@ -241,7 +255,7 @@ def _create(
     if bounds is not None:
         coords["forecast_period_bounds"] = (("forecast_period", "bound"), bounds)
         period["bounds"] = "forecast_period_bounds"
-    template = xr.Dataset(
+    return xr.Dataset(
         coords={
             "realization": np.arange(options.members, dtype=np.int32),
             "forecast_reference_time": [s.time for s in starts],
@@ -255,27 +269,35 @@ def _create(
         }
         | coords
     )
-    fields = model.fields(starts[0])
-    if bounds is not None:
-        mean = {"cell_methods": f"forecast_period: mean (interval: {options.step:g} {model.unit})"}
+
+
+def _create(
+    store: Path,
+    template: xr.Dataset,
+    fields: dict[str, dict[str, str]],
+    options: Rollout,
+    pieces: Bins,
+    words: dict[str, str],
+) -> None:
+    dims = tuple(d for d in ORDER if d in template.dims)
+    lead = "time" if "time" in dims else "forecast_period"
+    if pieces.edges is not None:
+        each = f"{options.step:g} {template[lead].attrs['units']}"
+        mean = {"cell_methods": f"{lead}: mean (interval: {each})"}
         fields = {name: dict(attributes) | mean for name, attributes in fields.items()}
-    create_store(
-        store,
-        template,
-        fields,
-        DIMENSIONS,
-        words,
-        shards={"forecast_period": pieces.group},
-    )
+    create_store(store, template, fields, dims, words, chunks={lead: 1}, shards={lead: pieces.group})
 
 
-def _digest(starts: Sequence[Any]) -> str:
-    """A hash of the states that forecasts start from: unfinished work from other data is other work."""
+def _digest(starts: Sequence[Any], template: xr.Dataset) -> str:
+    """A hash of the states that forecasts start from and of the times they are for: unfinished work of others is other
+    work."""
     import hashlib
 
-    found = hashlib.sha256()
+    found = hashlib.sha256(
+        str([str(t) for t in template["time"].values] if "time" in template else "").encode()
+    )
     for start in starts:
         for value in vars(start).values():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray | Tensor):
                 found.update(np.ascontiguousarray(value).tobytes())
     return found.hexdigest()[:16]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from perrin.modalities import find_bundle
 from perrin.modalities.weather import qg_commands, scenario_commands
 from perrin.modalities.weather.amounts import intervals
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
-from perrin.modalities.weather.commands import parse_years
+from perrin.modalities.weather.commands import parse_months, parse_years
 from perrin.modalities.weather.downscale_model import (
     TILE,
     DownscaleModel,
@@ -27,16 +25,16 @@ from perrin.modalities.weather.downscale_model import (
     parse_spans,
 )
 from perrin.modalities.weather.fields import Fields, open_fields
-from perrin.modalities.weather.forecast import ForecastModel, Rollout, rollout
+from perrin.modalities.weather.forecast import Rollout, by_period
 from perrin.modalities.weather.infill import nearest
 from perrin.modalities.weather.means import bins, days_of
 from perrin.modalities.weather.observations import read_observations
-from perrin.modalities.weather.qg_model import QGModel
+from perrin.modalities.weather.qg_model import QGModel, read_qg_observations
+from perrin.modalities.weather.rolled import rolled
 from perrin.modalities.weather.scenario import ScenarioModel
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.modalities.weather.training import begin, options_of, ship
 from perrin.run.device import choose_device
-from perrin.run.outputs import record_path
 from perrin.run.pool import cpu_count
 from perrin.run.record import record, write_record
 
@@ -129,12 +127,11 @@ def forecast(a: Namespace) -> None:
     )
     words = {
         "title": f"ensemble forecast of {model.name}",
-        "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
         "comment": f"starts from {Path(a.file).name}"
         if a.file
         else "starts from a simulated sample, not from data",
     }
-    done = _rolled("forecast", a, model, starts, options, words)
+    done = rolled("forecast", a, model, starts, options, words, by_period(model, starts, options))
     form = "%Y-%m" if model.unit == "months" else "%Y-%m-%d %H:%M"
     when = " to ".join(dict.fromkeys(s.time.strftime(form) for s in (starts[0], starts[-1])))
     days, hours = divmod(leads * step, 24)
@@ -210,20 +207,27 @@ def parse_days(text: str, fields: Fields) -> list[Any]:
 def assimilate(a: Namespace) -> None:
     """`perrin assimilate weather/… --observations FILE.csv -o FILE`."""
     model = load(read_bundle(find_bundle(a.target)))
+    words = {
+        "title": f"fields given observations, by {model.name}",
+        "comment": f"observations of {Path(a.observations).name}",
+    }
     if isinstance(model, QGModel):
-        qg_commands.assimilate(a, model)
+        seen, states = read_qg_observations(a.observations, model.config, a.error), model.config.states
+        workers = a.workers or (cpu_count() if a.members > 3 * model.together else 1)
+        options = Rollout(members=a.members, leads=states, step=0, seed=a.seed, workers=workers)
+        done = rolled("assimilate", a, model, [seen], options, words, model.template(seen, a.members))
+        print(
+            f"{counted(a.members, 'members')} of {counted(states, 'states')} given {counted(len(seen.value), 'values')} in "
+            f"{a.out}: {done}"
+        )
         return
     assert isinstance(model, SSTModel)  # `WeatherModality.works`
     months = read_observations(a.observations, a.error)
     for month in months:  # said before the work, which may take long
         nearest(model.places, (month.latitude, month.longitude))
     options = Rollout(members=a.members, leads=1, step=0, seed=a.seed, workers=a.workers or cpu_count())
-    words = {
-        "title": f"fields given observations, by {model.name}",
-        "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
-        "comment": f"observations of {Path(a.observations).name}",
-    }
-    done = _rolled("assimilate", a, SSTInfill(model), months, options, words)
+    infill = SSTInfill(model)
+    done = rolled("assimilate", a, infill, months, options, words, by_period(infill, months, options))
     print(f"{counted(a.members, 'members')} of {counted(len(months), 'months')} in {a.out}: {done}")
 
 
@@ -269,53 +273,13 @@ def downscale(a: Namespace) -> None:
     )
     words = {
         "title": f"fine fields by {model.name}",
-        "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
         "comment": f"means over {model.config.factor} x {model.config.factor} cells are those of {Path(a.file).name}",
     }
-    done = _rolled("downscale", a, grid, starts, options, words)
+    done = rolled("downscale", a, grid, starts, options, words, by_period(grid, starts, options))
     size = f"{len(grid.latitude)} x {len(grid.longitude)} cells"
     print(
         f"{counted(a.members, 'members')} of {counted(len(starts) * len(leads), 'fields')}, {size}, in {a.out}: {done}"
     )
-
-
-def _rolled(
-    verb: str,
-    a: Namespace,
-    model: ForecastModel,
-    starts: Sequence[Any],
-    options: Rollout,
-    words: dict[str, str],
-) -> str:
-    """Roll out, write the record beside it, and say how long it took."""
-    begin = time.perf_counter()
-    there = rollout(model, starts, options, a.out, words)
-    seconds = time.perf_counter() - begin
-    write_record(
-        record_path(a.out),
-        record(
-            verb,
-            a,
-            bundle={"path": a.target, "sha256": model.sha256},
-            result={"members": a.members, "starts": len(starts), "seconds": round(seconds, 2)},
-        ),
-    )
-    return f"{seconds:.1f} s" + (f", {there} from unfinished work" if there else "")
-
-
-def parse_months(text: str) -> list[tuple[int, int]]:
-    """`2009-12`, or `2000-01:2009-12`, as years and months.
-
-    Raises:
-        PerrinError: it is neither.
-    """
-    match = re.fullmatch(r"(\d{1,4})-(\d{1,2})(?::(\d{1,4})-(\d{1,2}))?", text)
-    if match:
-        numbers = [int(g) for g in match.groups() if g]
-        first, last = 12 * numbers[0] + numbers[1] - 1, 12 * numbers[-2] + numbers[-1] - 1
-        if all(1 <= m <= 12 for m in numbers[1::2]) and first <= last:
-            return [(n // 12, n % 12 + 1) for n in range(first, last + 1)]
-    raise PerrinError(f"expected --start such as 2009-12 or 2000-01:2009-12, given {text!r}")
 
 
 def train_downscale(a: Namespace) -> None:
@@ -323,13 +287,9 @@ def train_downscale(a: Namespace) -> None:
     from perrin.modalities.weather import downscale_train
     from perrin.modalities.weather.downscaling import DownscaleConfig
 
-    if not a.data:
-        raise PerrinError("expected --data with fine fields by time, given none")
-    if a.start:
-        raise PerrinError("expected no --from for weather/downscale, which starts anew: leave it out")
+    out = begin(a, "fine fields by time", "factor", "patch", "width")
     device = choose_device(a.device)
     gpu = device != "cpu"
-    out = begin(a, "factor", "patch", "width")
     spans = [*a.hold_out, *([a.calibrate] if a.calibrate else [])]
     held = parse_spans(spans, "--hold-out")
     names = a.variables.split(",") if a.variables else []
@@ -401,13 +361,7 @@ def train(a: Namespace) -> None:
             f"expected weather/sst, weather/downscale, weather/scenario or weather/qg, given {a.target!r}: say one of them "
             "(weather/rain and weather/sst-fine are made by weather/downscale); others cannot be trained so far"
         )
-    if not a.data:
-        raise PerrinError("expected --data with a monthly record of sea surface temperature, given none")
-    if a.start:
-        raise PerrinError(
-            "expected no --from for weather/sst, which is fitted anew in a minute: leave it out"
-        )
-    out = begin(a)
+    out = begin(a, "a monthly record of sea surface temperature")
     options = SSTOptions(training=parse_years(a.years), choice=parse_years(a.choose))
     train_options = options_of(
         a, steps=800, batch=128, lr=1e-3, warmup=100, log_every=200, weight_decay=0.1, ema=0.98

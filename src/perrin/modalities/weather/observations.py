@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
@@ -12,13 +11,13 @@ import numpy as np
 from perrin.errors import PerrinError
 from perrin.modalities.weather.sst import COLDEST, HOTTEST
 from perrin.modalities.weather.sst_model import ObservedMonth
+from perrin.modalities.weather.tables import read_observed
 
 _NAMES = {
     "time": ("time", "date", "month"),
     "latitude": ("latitude", "lat"),
     "longitude": ("longitude", "lon"),
     "value": ("value", "sst"),
-    "error": ("error", "std", "sigma"),
 }
 
 
@@ -32,45 +31,12 @@ def read_observations(path: str | Path, error: float | None = None) -> list[Obse
     Raises:
         PerrinError: a column is missing, a line cannot be read, a value is no temperature, or no error is known.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        reason = getattr(problem, "strerror", None) or "no text"
-        raise PerrinError(
-            f"expected a CSV table of observations, given {path} ({reason}): check the path"
-        ) from problem
-    header = [name.strip().lower() for name in rows[0]] if rows else []
-    at = {}
-    for role, names in _NAMES.items():
-        found = [header.index(n) for n in names if n in header]
-        if found:
-            at[role] = found[0]
-        elif role != "error":
-            raise PerrinError(
-                f"expected columns time, latitude, longitude and value in {path}, given {', '.join(header) or 'none'}: "
-                f"rename yours, for {role} is lacking"
-            )
-    if error is not None and not error > 0:
-        raise PerrinError(f"expected --error above 0, given {error}")
-    if "error" not in at and error is None:
-        raise PerrinError(
-            f"expected the errors of the observations, given none in {path}: add a column error or --error"
-        )
     months: dict[tuple[int, int], list[list[float]]] = {}
-    for number, row in enumerate(rows[1:], 2):
-        if not any(cell.strip() for cell in row):
-            continue
-        try:
-            match = re.match(r"\s*(\d{1,4})-(\d{1,2})(?:-\d|\s*$)", row[at["time"]])
-            values = [float(row[at[k]]) for k in ("latitude", "longitude", "value")]
-            values.append(float(row[at["error"]]) if "error" in at else float(error or 0))
-        except (ValueError, IndexError):
-            match = None
-        if match is None or not 1 <= int(match[2]) <= 12 or not np.isfinite(values).all():
-            raise PerrinError(
-                f"expected a time such as 2009-12 and numbers in line {number} of {path}, given {','.join(row)[:60]!r}"
-            )
+    for row in read_observed(path, _NAMES, error):
+        match = re.match(r"(\d{1,4})-(\d{1,2})(?:-\d|$)", row.cells["time"])
+        values = row.numbers("latitude", "longitude", "value", "error")
+        if match is None or not 1 <= int(match[2]) <= 12 or values is None:
+            raise PerrinError(f"expected a time such as 2009-12 and numbers in {row.place}, given {row.text}")
         if not (
             abs(values[0]) <= 90
             and abs(values[1]) <= 360
@@ -78,12 +44,10 @@ def read_observations(path: str | Path, error: float | None = None) -> list[Obse
             and values[3] > 0
         ):
             raise PerrinError(
-                f"expected degrees, a temperature in °C and an error above 0 in line {number} of {path}, given "
-                f"{','.join(row)[:60]!r}: correct it{' (0 °C is 273.15 K)' if values[2] > HOTTEST else ''}"
+                f"expected degrees, a temperature in °C and an error above 0 in {row.place}, given {row.text}: correct "
+                f"it{' (0 °C is 273.15 K)' if values[2] > HOTTEST else ''}"
             )
         months.setdefault((int(match[1]), int(match[2])), []).append(values)
-    if not months:
-        raise PerrinError(f"expected observations in {path}, given a table without lines")
     out = []
     for (year, month), found_rows in sorted(months.items()):
         latitude, longitude, value, sigma = np.array(found_rows, dtype=np.float64).T

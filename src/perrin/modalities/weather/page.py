@@ -24,8 +24,8 @@ from perrin.run.atomic import write_text
 Array = NDArray[np.float64]
 
 _COLOURS = ("#1f5fa8", "#c0392b", "#2e8b57", "#8e6bbf", "#7f7f7f")
-_BOTH = ((20, 70, 140), (120, 175, 220), (247, 247, 247), (240, 165, 120), (160, 30, 40))
-_ONE = ((252, 252, 245), (190, 225, 190), (70, 165, 175), (35, 90, 150), (30, 20, 80))
+BOTH = ((20, 70, 140), (120, 175, 220), (247, 247, 247), (240, 165, 120), (160, 30, 40))
+ONE = ((252, 252, 245), (190, 225, 190), (70, 165, 175), (35, 90, 150), (30, 20, 80))
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;color:#222;max-width:1080px;margin:2em auto;padding:0 1em}
 h1{font-size:1.4em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}h3{font-size:1em;margin:1.2em 0 .3em}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
@@ -58,11 +58,16 @@ def write_page(
             plume(name, unit, variable["leads"], forecast, truth, place),
             maps(name, unit, forecast, truth),
         ]
+    write_html(path, "perrin verify", parts)
+
+
+def write_html(path: str | Path, by: str, parts: Sequence[str]) -> None:
+    """A page of these parts, with the style of all, that says which command made it."""
     body = "\n".join(p for p in parts if p)
     write_text(
         Path(path),
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="perrin verify">'
-        f"<title>perrin verify</title><style>{_STYLE}</style>"
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="{by}">'
+        f"<title>{by}</title><style>{_STYLE}</style>"
         f"<body>{body}</body></html>\n",
     )
 
@@ -84,19 +89,19 @@ def scorecard(result: dict[str, Any]) -> str:
     for name, variable in result["variables"].items():
         for lead in variable["leads"]:
             cells = [html.escape(name), lead["lead"], str(lead["initial_times"])]
-            cells += [_number(_value(lead["scores"], k)) for k in ("crps", "rmse", "ssr")]
+            cells += [number(_value(lead["scores"], k)) for k in ("crps", "rmse", "ssr")]
             row = "".join(f"<td>{c}</td>" for c in cells)
             for n in names:
                 s = _value(lead["references"].get(n, {}).get("skill", {}), "crps")
-                r, g, b = _colour(_BOTH, 0.5 - 0.5 * s) if math.isfinite(s) else (255, 255, 255)
+                r, g, b = _colour(BOTH, 0.5 - 0.5 * s) if math.isfinite(s) else (255, 255, 255)
                 ink = "#fff" if r + g + b < 330 else "#222"
-                row += f'<td style="background:rgb({r},{g},{b});color:{ink}">{_number(s)}</td>'
+                row += f'<td style="background:rgb({r},{g},{b});color:{ink}">{number(s)}</td>'
             rows.append(f"<tr>{row}</tr>")
     head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
     return f"<h2>Scorecard</h2><table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
-def _number(x: float) -> str:
+def number(x: float) -> str:
     return f"{x:.3g}" if math.isfinite(x) else "–"
 
 
@@ -195,16 +200,21 @@ def maps(name: str, unit: str, forecast: Fields, truth: Fields) -> str:
             continue
         low, high = (float(v) for v in np.nanquantile(both, [0.005, 0.995]))
         error = x.mean(0) - y
-        size = float(np.nanquantile(np.abs(error), 0.995)) or 1.0
+        size = top(np.abs(error))
         out += f"<h3>{html.escape(str(lead))} from {html.escape(str(start))}</h3>"
-        out += picture(y, low, high, _ONE, f"truth, {low:.4g} to {high:.4g} {unit}")
-        out += picture(x.mean(0), low, high, _ONE, "mean of the members, the same colours")
-        out += picture(error, -size, size, _BOTH, f"mean − truth, ±{size:.3g} {unit}")
+        out += picture(y, low, high, ONE, f"truth, {low:.4g} to {high:.4g} {unit}")
+        out += picture(x.mean(0), low, high, ONE, "mean of the members, the same colours")
+        out += picture(error, -size, size, BOTH, f"mean − truth, ±{size:.3g} {unit}")
         if len(x) > 1:
             spread = x.std(0, ddof=1)
-            top = float(np.nanquantile(spread, 0.995)) or 1.0
-            out += picture(spread, 0, top, _ONE, f"spread, 0 to {top:.3g} {unit}")
+            most = top(spread)
+            out += picture(spread, 0, most, ONE, f"spread, 0 to {most:.3g} {unit}")
     return out
+
+
+def top(x: Array) -> float:
+    """Where the colours of values above 0 end: nearly the largest."""
+    return float(np.nanquantile(x, 0.995)) or float(np.nanmax(x)) or 1.0
 
 
 def _figure(inner: str, caption: str) -> str:
@@ -287,9 +297,9 @@ def plot(
             (math.log10(v), str(v)) for v in (1, 2, 5, 10, 20, 50, 100, 200) if x0 <= math.log10(v) <= x1
         ]
     for a, word in ticks[:: max(1, len(ticks) // 8)]:
-        px = place(a, y0).split(",")[0]
+        px, anchor = place(a, y0).split(",")[0], "end" if a == x1 > x0 else "middle"
         out.append(
-            f'<text x="{px}" y="{height - bottom + 15}" text-anchor="middle">{html.escape(word)}</text>'
+            f'<text x="{px}" y="{height - bottom + 15}" text-anchor="{anchor}">{html.escape(word)}</text>'
         )
     for i, name in enumerate(ys):
         at, colour = left + 4 + 130 * i, _COLOURS[(i + bool(behind)) % 5]

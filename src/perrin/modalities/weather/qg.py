@@ -19,21 +19,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from perrin.errors import PerrinError
 from perrin.run.atomic import write_json, write_tensors
 from perrin.run.partial import read_key
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 DAY = 86400.0
+DIMENSIONS = ("realization", "time", "layer", "y", "x")
+PSI = {"long_name": "streamfunction of the eddies", "units": "m2 s-1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +190,8 @@ def produce(
     """
     import zarr
 
+    from perrin.modalities.weather.stores import finish
+
     model = model or TwoLayer()
     for name, value, least in (("days", days, 1), ("spinup", spinup, 0), ("runs", runs, 1)):
         if value < least:
@@ -222,9 +229,7 @@ def produce(
         done += len(states)
         write_tensors(state, {"q": q, "done": torch.tensor(done)})
         print(f"{done} of {count} states of each run", flush=True)
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(store, out)
+    finish(store, out)
     shutil.rmtree(folder, ignore_errors=True)
     return {"states": count, "before": before}
 
@@ -238,48 +243,40 @@ def _progress(path: Path) -> tuple[int | None, Tensor | None]:
     return int(found["done"]), found["q"]
 
 
-def _create(store: Path, model: TwoLayer, runs: int, count: int, interval: int, chunk: int) -> None:
-    """An empty store with its coordinates, by CF."""
-    import zarr
+def coordinates(runs: int, hours: NDArray[np.floating[Any]], size: int, length: float) -> xr.Dataset:
+    """Coordinates of ψ, whose dimensions are `DIMENSIONS`, by CF.
 
-    shutil.rmtree(store, ignore_errors=True)
-    n = model.size
-    group = zarr.open_group(str(store), mode="w")
-    group.attrs.update(
-        {
-            "Conventions": "CF-1.11",
-            "title": "two-layer quasi-geostrophic flow on a doubly periodic beta plane",
-            "source": f"perrin data weather/qg, {json.dumps(asdict(model))}",
+    Arguments:
+        runs: how many, or members.
+        hours: of the states; their calendar is made up.
+        size: n, cells each way.
+        length: of the square, m.
+    """
+    import xarray as xr
+
+    middle = (np.arange(size) + 0.5) * length / size
+    words = {"units": "hours since 2000-01-01", "calendar": "standard", "axis": "T"}
+    return xr.Dataset(
+        coords={
+            "realization": np.arange(runs, dtype=np.int32),
+            "time": ("time", hours, words),
+            "layer": np.array([1, 2], np.int32),
+            "y": middle,
+            "x": middle,
         }
     )
-    middle = (np.arange(n) + 0.5) * model.length / n
-    coordinates: dict[str, tuple[Any, dict[str, str]]] = {
-        "realization": (np.arange(runs, dtype=np.int32), {"standard_name": "realization", "units": "1"}),
-        "time": (
-            np.arange(count) * float(interval),
-            {"standard_name": "time", "units": "hours since 2000-01-01", "calendar": "standard", "axis": "T"},
-        ),
-        "layer": (
-            np.array([1, 2], np.int32),
-            {"long_name": "layer, from the top", "units": "1", "axis": "Z"},
-        ),
-        "y": (middle, {"standard_name": "projection_y_coordinate", "units": "m", "axis": "Y"}),
-        "x": (middle, {"standard_name": "projection_x_coordinate", "units": "m", "axis": "X"}),
+
+
+def _create(store: Path, model: TwoLayer, runs: int, count: int, interval: int, chunk: int) -> None:
+    """An empty store with its coordinates."""
+    from perrin.modalities.weather.stores import create_store
+
+    template = coordinates(runs, np.arange(count) * float(interval), model.size, model.length)
+    words = {
+        "title": "two-layer quasi-geostrophic flow on a doubly periodic beta plane",
+        "source": f"perrin data weather/qg, {json.dumps(asdict(model))}",
     }
-    for name, (values, words) in coordinates.items():
-        array = group.create_array(
-            name, shape=values.shape, dtype=values.dtype, dimension_names=(name,), attributes=words
-        )
-        array[:] = values
-    group.create_array(
-        "psi",
-        shape=(runs, count, 2, n, n),
-        dtype="float32",
-        chunks=(1, chunk, 2, n, n),
-        fill_value=float("nan"),
-        dimension_names=tuple(coordinates),
-        attributes={"long_name": "streamfunction of the eddies", "units": "m2 s-1"},
-    )
+    create_store(store, template, {"psi": PSI}, DIMENSIONS, words, chunks={"time": chunk})
     write_json(store.parent / "model.json", asdict(model))
 
 
@@ -297,11 +294,10 @@ def read_states(path: str | Path) -> tuple[Tensor, dict[str, Any]]:
         raise PerrinError(
             f"expected a store of perrin data weather/qg, given {path} ({type(problem).__name__}): check the path"
         ) from problem
-    dims = ("realization", "time", "layer", "y", "x")
-    if "psi" not in found or found["psi"].dims != dims or found.sizes["layer"] != 2:
+    if "psi" not in found or found["psi"].dims != DIMENSIONS or found.sizes["layer"] != 2:
         raise PerrinError(
-            f"expected psi by {', '.join(dims)} with two layers in {path}, given {', '.join(map(str, found.data_vars))}: "
-            "make it with perrin data weather/qg"
+            f"expected psi by {', '.join(DIMENSIONS)} with two layers in {path}, given "
+            f"{', '.join(map(str, found.data_vars))}: make it with perrin data weather/qg"
         )
     psi = torch.from_numpy(found["psi"].values)
     if not bool(torch.isfinite(psi).all()):

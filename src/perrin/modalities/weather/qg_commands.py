@@ -1,14 +1,11 @@
-"""The commands for two-layer flow: data, a prior, and states given observations."""
+"""The commands for two-layer flow: data and a prior."""
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import torch
-import xarray as xr
 
 from perrin.errors import PerrinError, counted
 from perrin.modalities.weather.qg import produce, read_states
@@ -17,13 +14,10 @@ from perrin.modalities.weather.qg_model import (
     QGDenoiser,
     QGModel,
     QGTask,
-    read_qg_observations,
     spectrum,
 )
 from perrin.modalities.weather.training import begin, options_of, ship
-from perrin.run.atomic import atomic_path
 from perrin.run.device import choose_device
-from perrin.run.outputs import record_path
 from perrin.run.record import record, write_record
 from perrin.train import Trainer
 
@@ -92,11 +86,7 @@ def prior(
 
 def train(a: Namespace) -> None:
     """`perrin train weather/qg --data FILE.zarr --out DIR`: minutes on a CPU."""
-    if not a.data:
-        raise PerrinError("expected --data with a store of perrin data weather/qg, given none")
-    if a.start:
-        raise PerrinError("expected no --from for weather/qg, which starts anew: leave it out")
-    out = begin(a, "stride")
+    out = begin(a, "a store of perrin data weather/qg", "stride")
     device = choose_device(a.device)
     psi, words = read_states(a.data)
     torch.manual_seed(a.seed)
@@ -127,59 +117,3 @@ def train(a: Namespace) -> None:
     )
     ship(out, model, card, {"options": options.to_json()} | found)
     print(f"bundle in {out}: perrin assimilate {out} --observations obs.csv -o flow.nc")
-
-
-def assimilate(a: Namespace, model: QGModel) -> None:
-    """`perrin assimilate BUNDLE --observations FILE.csv -o FILE.nc`: streamfunctions of a piece, both layers."""
-    if Path(a.out).suffix == ".zarr":
-        raise PerrinError(f"expected an output that ends in .nc, given {a.out}: rename it")
-    c = model.config
-    seen = read_qg_observations(a.observations, c, a.error)
-    begin = time.perf_counter()
-    psi = model.posterior(seen, a.members, seed=a.seed)
-    middle = (np.arange(c.size) + 0.5) * c.length / c.size
-    found = xr.Dataset(
-        {
-            "psi": (
-                ("realization", "time", "layer", "y", "x"),
-                psi.numpy(),
-                {"long_name": "streamfunction of the eddies", "units": "m2 s-1"},
-            )
-        },
-        {
-            "realization": (
-                "realization",
-                np.arange(a.members, dtype=np.int32),
-                {"standard_name": "realization", "units": "1"},
-            ),
-            "time": (
-                "time",
-                np.arange(c.states) * c.hours,
-                {"long_name": "time since the first observation", "units": "hours", "axis": "T"},
-            ),
-            "layer": (
-                "layer",
-                np.array([1, 2], np.int32),
-                {"long_name": "layer, from the top", "units": "1", "axis": "Z"},
-            ),
-            "y": ("y", middle, {"standard_name": "projection_y_coordinate", "units": "m", "axis": "Y"}),
-            "x": ("x", middle, {"standard_name": "projection_x_coordinate", "units": "m", "axis": "X"}),
-        },
-        {
-            "Conventions": "CF-1.11",
-            "title": f"two-layer flow given observations, by {model.name}",
-            "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
-            "comment": f"observations of {Path(a.observations).name}",
-        },
-    )
-    compression = {"psi": {"zlib": True, "complevel": 4, "shuffle": True}}
-    with atomic_path(a.out) as temporary:
-        found.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=compression)
-    write_record(
-        record_path(a.out), record("assimilate", a, bundle={"path": a.target, "sha256": model.sha256})
-    )
-    seconds = time.perf_counter() - begin
-    print(
-        f"{counted(a.members, 'members')} of {counted(c.states, 'states')} given {len(seen.value)} values in {a.out}: "
-        f"{seconds:.1f} s"
-    )

@@ -12,14 +12,17 @@ time with all covariances of the data, and what is learned is what flow adds to 
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cftime
 import numpy as np
 import torch
+import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perrin.bundle import Bundle, load_weights, tuples
@@ -38,6 +41,8 @@ from perrin.core.guides.operators import Map, Matrix
 from perrin.core.guides.posterior import Measurement, Posterior
 from perrin.errors import PerrinError
 from perrin.modalities.weather.precise import halves, take
+from perrin.modalities.weather.qg import PSI, coordinates
+from perrin.modalities.weather.tables import read_observed
 from perrin.modalities.weather.training import noised
 from perrin.nets.features import Waves
 from perrin.nets.field import FieldNetwork
@@ -193,6 +198,7 @@ class QGObservations:
         layer: 0 or 1, `[m]`.
         y, x: m, `[m]`; a value is of the four cells around it, by linear interpolation.
         value, error: m² s⁻¹, `[m]`.
+        first: hours of state 0.
     """
 
     state: Tensor
@@ -201,6 +207,17 @@ class QGObservations:
     x: Tensor
     value: Tensor
     error: Tensor
+    first: float = 0.0
+
+    @property
+    def time(self) -> Any:
+        """Of state 0, in the made-up calendar of `perrin.modalities.weather.qg.coordinates`."""
+        return cftime.datetime(2000, 1, 1) + datetime.timedelta(hours=self.first)
+
+    def only(self, wanted: Tensor) -> QGObservations:
+        """Some of them, by a mask `[m]`."""
+        each: dict[str, Any] = {k: v[wanted] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **each)
 
     def matrix(self, config: QGConfig) -> Tensor:
         """Rows of `H x / ε` for `x` divided by its scale, `[m, T · 2 · n · n]`, float64."""
@@ -250,7 +267,7 @@ class NormalGuide(Posterior):
 
 
 class QGModel:
-    """A prior and its posterior.
+    """A prior and its posterior, which `perrin.modalities.weather.forecast.rollout` writes: a lead for each state.
 
     Arguments:
         denoiser: of pieces.
@@ -259,6 +276,7 @@ class QGModel:
     """
 
     kind = "qg"
+    together = 8
 
     def __init__(
         self,
@@ -318,6 +336,12 @@ class QGModel:
             seed: of the run.
             batch: how many are made together, a matter of memory and speed.
         """
+        return torch.cat(
+            [self.draw(seen, seeds) for seeds in sample_seeds(seed, range(members)).split(batch)]
+        )
+
+    def draw(self, seen: QGObservations, seeds: Tensor) -> Tensor:
+        """As `posterior`, of members with these seeds, `[B]`, all at once."""
         process, H = self.denoiser.process, seen.matrix(self.config)
         guide = NormalGuide(
             prior=self.denoiser,
@@ -335,12 +359,30 @@ class QGModel:
             self.steps,
             grid=lambda n: logit_normal(n, mean=-0.6, std=1.6, start=0.995),
         )
-        out = []
-        for first in range(0, members, batch):
-            seeds = sample_seeds(seed, range(first, min(first + batch, members)))
-            layouts = {FIELD: Dense(len(seeds))}
-            out.append(sample(guide, process, plan, layouts, CounterNoise(seeds))[FIELD])
-        return torch.cat(out) * torch.tensor(self.config.scale)[:, None, None]
+        x = sample(guide, process, plan, {FIELD: Dense(len(seeds))}, CounterNoise(seeds))[FIELD]
+        return x * torch.tensor(self.config.scale)[:, None, None]
+
+    def fields(self, start: QGObservations) -> dict[str, dict[str, str]]:
+        """The variable and its attributes."""
+        return {"psi": PSI}
+
+    def template(self, start: QGObservations, members: int) -> xr.Dataset:
+        """Coordinates of a piece."""
+        c = self.config
+        return coordinates(members, start.first + np.arange(c.states) * c.hours, c.size, c.length)
+
+    def members(
+        self,
+        start: QGObservations,
+        seeds: Tensor,
+        cuts: Sequence[int],
+        numbers: Sequence[int],
+        *,
+        at: int = 0,
+        states: dict[str, Tensor] | None = None,
+    ) -> Iterator[tuple[dict[str, NDArray[np.float32]], dict[str, Tensor]]]:
+        """All states of a piece at once, `[B, T, 2, n, n]`, and so without states between."""
+        yield {"psi": self.draw(start, seeds).numpy()}, {}
 
 
 def optimal_interpolation(
@@ -382,49 +424,23 @@ def read_qg_observations(path: str | Path, config: QGConfig, error: float | None
     Raises:
         PerrinError: a column is missing, a line cannot be read, a place or a time is outside, or no error is known.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [r for r in csv.reader(file) if any(c.strip() for c in r)]
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        reason = getattr(problem, "strerror", None) or "no text"
-        raise PerrinError(
-            f"expected a CSV table of observations, given {path} ({reason}): check the path"
-        ) from problem
-    header = [c.strip().lower() for c in rows[0]] if rows else []
-    names = ["time", "layer", "y", "x", "value"]
-    if lacking := [c for c in names if c not in header]:
-        raise PerrinError(
-            f"expected columns time, layer, y, x and value in {path}, given {', '.join(header) or 'none'}: "
-            f"name the column {lacking[0]}"
-        )
-    if error is not None and not error > 0:
-        raise PerrinError(f"expected --error above 0, given {error}")
-    if "error" not in header and error is None:
-        raise PerrinError(
-            f"expected the errors of the observations, given none in {path}: add a column error or --error"
-        )
+    names = {name: (name,) for name in ("time", "layer", "y", "x", "value")}
     table = []
-    for number, row in enumerate(rows[1:], 2):
-        try:
-            values = [float(row[header.index(c)]) for c in names]
-            values.append(float(row[header.index("error")]) if "error" in header else float(error or 0))
-        except (ValueError, IndexError):
-            values = [float("nan")]
-        if not np.isfinite(values).all() or values[1] not in (1, 2) or not values[5] > 0:
+    for row in read_observed(path, names, error):
+        values = row.numbers(*names, "error")
+        if values is None or values[1] not in (1, 2) or not values[5] > 0:
             raise PerrinError(
-                f"expected numbers, a layer 1 or 2 and an error above 0 in line {number} of {path}, given "
-                f"{','.join(row)[:60]!r}"
+                f"expected numbers, a layer 1 or 2 and an error above 0 in {row.place}, given {row.text}"
             )
         if not (0 <= values[2] <= config.length and 0 <= values[3] <= config.length):
             raise PerrinError(
-                f"expected y and x from 0 to {config.length:g} m in line {number} of {path}, given {values[2]:g}, "
-                f"{values[3]:g}: give them in m from the square's corner"
+                f"expected y and x from 0 to {config.length:g} m in {row.place}, given {values[2]:g}, {values[3]:g}: give "
+                "them in m from the square's corner"
             )
         table.append(values)
-    if not table:
-        raise PerrinError(f"expected observations in {path}, given a table without lines")
     found = torch.tensor(table, dtype=torch.float64)
-    step = (found[:, 0] - found[:, 0].min()) / config.hours
+    first = float(found[:, 0].min())
+    step = (found[:, 0] - first) / config.hours
     if bool(((step - step.round()).abs() > 1e-6).any()) or bool((step.round() >= config.states).any()):
         raise PerrinError(
             f"expected times of at most {config.states} states, {config.hours:g} hours apart, given others in {path}: "
@@ -437,4 +453,5 @@ def read_qg_observations(path: str | Path, config: QGConfig, error: float | None
         x=found[:, 3],
         value=found[:, 4],
         error=found[:, 5],
+        first=first,
     )

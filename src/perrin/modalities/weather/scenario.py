@@ -12,23 +12,27 @@ those of years that the functions were not fitted to, by blocks.
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cftime
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
 from perrin.bundle import Bundle, load_weights
-from perrin.core import SOLVERS, CounterNoise, Dense, NetworkDenoiser, plan_steps, sample, sample_seeds
+from perrin.core import SOLVERS, CounterNoise, Dense, NetworkDenoiser, plan_steps, sample
 from perrin.core.grids import logit_normal
+from perrin.core.noise import splitmix64_tensor
 from perrin.errors import PerrinError
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.precise import halves, take
 from perrin.modalities.weather.sst_network import FIELD, AmplitudeConfig, AmplitudeTask, build_denoiser
+from perrin.modalities.weather.tables import read_table
 from perrin.train import Trainer, TrainOptions
 
 Array = NDArray[np.float64]
@@ -120,21 +124,15 @@ def read_forcing(path: str | Path, name: str | None = None) -> Years:
     if Path(path).suffix != ".csv":
         fields = open_fields(path)
         return area_mean(fields, read_scenario(fields, name))
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file)
-            rows, names = list(table), table.fieldnames or []
-        if not {"year", "temperature"} <= set(names):
+    found = {}
+    for row in read_table(path, {name: (name,) for name in ("year", "temperature")}, "temperatures"):
+        values = row.numbers("year", "temperature")
+        if values is None or values[0] % 1:
             raise PerrinError(
-                f"expected the columns year and temperature in {path}, given {', '.join(names) or 'none'}: rename them"
+                f"expected a year and a temperature in {row.place}, given {row.text}: mend the table"
             )
-        return {int(row["year"]): float(row["temperature"]) for row in rows}
-    except (OSError, UnicodeDecodeError) as problem:
-        raise PerrinError(f"expected a table of temperatures, given {path}: check the path") from problem
-    except (KeyError, TypeError, ValueError) as problem:
-        raise PerrinError(
-            f"expected the columns year and temperature with numbers in {path}, given {str(problem)[:60]}: mend the table"
-        ) from problem
+        found[int(values[0])] = values[1]
+    return found
 
 
 def at_years(forcing: Years, times: list[Any], label: str) -> Array:
@@ -196,8 +194,27 @@ def fit_variability(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Times and temperatures that fields are wanted for.
+
+    Arguments:
+        times: cftime, `[n]`, consecutive ones of the model.
+        G, parts: of each time, `[n]`.
+    """
+
+    times: list[Any]
+    G: Array
+    parts: NDArray[np.intp]
+
+    @property
+    def time(self) -> Any:
+        """The first."""
+        return self.times[0]
+
+
 class ScenarioModel:
-    """Draws fields of a scenario.
+    """Draws fields of a scenario; `perrin.modalities.weather.forecast.rollout` writes them: one start, a lead for each time.
 
     Arguments:
         words: variable, attributes, latitudes, longitudes, parts and the month and day of yearly times.
@@ -210,6 +227,7 @@ class ScenarioModel:
     """
 
     kind = "scenario"
+    together = 10
 
     def __init__(
         self,
@@ -232,35 +250,96 @@ class ScenarioModel:
         """Pattern scaling, `[n, points]`."""
         return self.a[parts] + self.b[parts] * G[:, None]
 
-    def members(self, G: Array, parts: NDArray[np.intp], numbers: range, *, seed: int = 0) -> Array:
-        """Fields of consecutive times, `[members, n, points]`; member k is the same whatever their number.
+    def draw(self, G: Array, parts: NDArray[np.intp], seeds: Tensor) -> Array:
+        """Fields of consecutive times, `[members, n, points]`.
 
         Arguments:
             G: of each time.
             parts: m of each time.
-            numbers: of the members.
-            seed: of the run.
+            seeds: of the members, `[members]`, int64.
         """
-        v, count = self.variability, len(numbers)
+        return np.stack([x for x, _ in self._times(G, parts, seeds)], 1)
+
+    def _times(
+        self, G: Array, parts: NDArray[np.intp], seeds: Tensor, at: int = 0, before: Tensor | None = None
+    ) -> Iterator[tuple[Array, Tensor]]:
+        """Fields and amplitudes of each time in turn, `[members, points]` and `[members, K]`, from time `at` on, with the
+        amplitudes one time before; from none of before, after a while that forgets it."""
+        v, count = self.variability, len(seeds)
         process, layouts = self.denoiser.process, {FIELD: Dense(count)}
         plan = plan_steps(
             process, SOLVERS["heun"], 16, grid=lambda n: logit_normal(n, mean=0.0, std=1.8, start=0.999)
         )
-        before = torch.zeros(count, len(v.spread))
-        out = np.empty((count, len(G), self.keep.sum()))
-        for t in range(-_SPINUP, len(G)):
-            at = max(t, 0)
-            condition = conditions(before.numpy(), G[[at] * count], parts[[at] * count], self.centre)
-            seeds = sample_seeds((seed << 20) + t + _SPINUP, torch.tensor(list(numbers)))
-            noise = CounterNoise(seeds)
+        first = at
+        if before is None:
+            before, first = torch.zeros(count, len(v.spread)), -_SPINUP
+        for t in range(first, len(G)):
+            k = max(t, 0)
+            condition = conditions(before.numpy(), G[[k] * count], parts[[k] * count], self.centre)
+            noise = CounterNoise(splitmix64_tensor(seeds, t + _SPINUP))
             before = sample(
                 self.denoiser, process, plan, layouts, noise, condition=torch.from_numpy(condition).float()
             )[FIELD]
             if t >= 0:
-                white = noise.normal(Dense(count), (out.shape[2],), field="rest", step=0).numpy()
+                white = noise.normal(Dense(count), v.rest.shape, field="rest", step=0).numpy()
                 z = (before.numpy() * v.spread) @ v.modes + v.rest * white
-                out[:, t] = self.mean(G[[t]], parts[[t]]) + v.scale[parts[t]] * z
-        return out
+                yield self.mean(G[[t]], parts[[t]]) + v.scale[parts[t]] * z, before
+
+    def fields(self, start: Scenario) -> dict[str, dict[str, str]]:
+        """The variable and its attributes."""
+        return {self.words["name"]: self.words["attributes"]}
+
+    def template(self, start: Scenario, members: int) -> xr.Dataset:
+        """Coordinates of fields by time."""
+        return xr.Dataset(
+            coords={
+                "realization": np.arange(members, dtype=np.int32),
+                "time": start.times,
+                "latitude": self.words["latitude"],
+                "longitude": self.words["longitude"],
+            }
+        )
+
+    def scenario(self, forcing: Years) -> Scenario:
+        """All times of the years of a scenario, by month or by year as the model's own."""
+        w = self.words
+        months = range(1, 13) if w["parts"] == 12 else [w["month"]]
+        times = [
+            cftime.datetime(y, m, w["day"], calendar=w["calendar"]) for y in sorted(forcing) for m in months
+        ]
+        return Scenario(
+            times=times,
+            G=np.array([forcing[t.year] for t in times]),
+            parts=np.array([t.month - 1 if w["parts"] == 12 else 0 for t in times]),
+        )
+
+    def members(
+        self,
+        start: Scenario,
+        seeds: Tensor,
+        cuts: Sequence[int],
+        numbers: Sequence[int],
+        *,
+        at: int = 0,
+        states: dict[str, Tensor] | None = None,
+    ) -> Iterator[tuple[dict[str, NDArray[np.float32]], dict[str, Tensor]]]:
+        """Members, in segments of times, `[B, n, rows, columns]`, with the amplitudes of each segment's last time.
+
+        Arguments:
+            start: see `scenario`.
+            seeds: of the members, `[B]`, int64.
+            cuts: times at which segments end.
+            numbers: of the members.
+            at: the time that `states` are of, where a rollout goes on.
+            states: `amplitudes`, `[B, K]`.
+        """
+        steps = self._times(start.G, start.parts, seeds, at, states["amplitudes"] if states else None)
+        for cut in cuts:
+            out = np.full((len(seeds), cut - at, *self.keep.shape), np.nan, dtype=np.float32)
+            for k in range(cut - at):
+                out[:, k, self.keep], last = next(steps)
+            at = cut
+            yield {self.words["name"]: out}, {"amplitudes": last}
 
     def to_json(self) -> dict[str, Any]:
         """The configuration of a bundle."""

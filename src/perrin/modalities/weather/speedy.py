@@ -26,7 +26,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from perrin.errors import PerrinError
-from perrin.modalities.weather.stores import create_store, write_region
+from perrin.modalities.weather.stores import create_store, finish, write_region
 from perrin.run.atomic import write_json
 from perrin.run.partial import read_key
 
@@ -195,9 +195,7 @@ def produce(
         done += length
         _keep(model, folder, done)
         print(f"{max(done, 0)} of {days} days" if done > 0 else f"spin-up, {-done} days left", flush=True)
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(store, out)
+    finish(store, out)
     shutil.rmtree(folder, ignore_errors=True)
     return {"states": days * 24 // interval, "before": before * 24 // interval}
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from perrin.modalities.weather.files import prepare, temperature
 from perrin.modalities.weather.outputs import check_path
+from perrin.run.store import consolidate
 
 _ONE = ("realization", "forecast_reference_time", "forecast_period")
 
@@ -99,6 +100,7 @@ def finish(store: str | Path, out: str | Path) -> None:
     check_path(out)
     store, out = Path(store), Path(out)
     if out.suffix == ".zarr":
+        consolidate(store)
         old = out.with_name(f".{out.name}.{os.getpid()}.old")
         if out.exists():
             os.replace(out, old)

@@ -18,15 +18,20 @@ from perrin.train import TrainOptions
 _COUNTS = ("steps", "batch", "threads", "log_every", "save_every")
 
 
-def begin(a: Namespace, *counts: str) -> Path:
+def begin(a: Namespace, data: str, *counts: str) -> Path:
     """The folder of `--out`, and the threads that are asked for.
 
     Arguments:
+        data: what `--data` is, in words.
         counts: further arguments that must be at least 1, if given.
 
     Raises:
-        PerrinError: a count is below 1, or `--out` is a file.
+        PerrinError: there is no `--data`, but `--from`, a count is below 1, or `--out` is a file.
     """
+    if not a.data:
+        raise PerrinError(f"expected --data with {data}, given none")
+    if a.start:
+        raise PerrinError(f"expected no --from for {a.target}, which starts anew: leave it out")
     check_counts(**{name: getattr(a, name) for name in (*_COUNTS, *counts)})
     if a.threads:
         torch.set_num_threads(a.threads)
