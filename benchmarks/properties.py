@@ -235,15 +235,24 @@ def train_evaluator(a: argparse.Namespace) -> dict[str, Any]:
     if trainer.fabric.global_rank:
         return {}
     model.eval()
+    seen = a.part or "A"
+    card = (
+        f"# Property network\n\nProperties of QM9 molecules from elements and positions, trained on {seen}.\n"
+    )
+
+    def write(**more: Any) -> None:
+        write_bundle(
+            a.out, modality="molecule", model=config.to_json(), weights=dict(model.named_parameters()),
+            card=card,
+            training={"options": options.to_json(), "last": last, **more},
+        )  # fmt: skip
+
+    write()  # what comes now takes its time too
     result = {
         name: as_shown(mean_absolute_errors(model, data.subset(split[name]).buckets(vocabulary)))
         for name in ("B", "test")
     }
-    write_bundle(
-        a.out, modality="molecule", model=config.to_json(), weights=dict(model.named_parameters()),
-        card=f"# Property network\n\nProperties of QM9 molecules from elements and positions, trained on {a.part or 'A'}.\n",
-        training={"options": options.to_json(), "last": last, "mean absolute errors": result},
-    )  # fmt: skip
+    write(**{"mean absolute errors": result})
     for name, errors in result.items():
         print(f"MAE on {name}:", json.dumps(errors))
     return result
