@@ -265,7 +265,7 @@ def test_given_parts_arrive_in_half_of_the_paths(monkeypatch: pytest.MonkeyPatch
         return flags
 
     monkeypatch.setattr(PartsLaw, "draw", listened)
-    law = RolloutLaw(share=0.9, evaluations=(4,), temperatures=((1.0, 1.0),), molecules=60, visits=1)
+    law = replace(LAW, share=0.9, evaluations=(4,), temperatures=((1.0, 1.0),), molecules=60, visits=1)
     task, _ = make(law, replace(SMALL, parts=True))
     task.refresh(0, average_of(task))
     found: list[dict[str, Tensor]] = []
