@@ -13,8 +13,9 @@ At the end the kept atoms' coordinates are replaced by the input's own digits. A
 is not being trained for it: what is drawn around the kept part often does not fit, and each interval is taken several
 times (RePaint's resampling, `Travel`), unless told otherwise.
 
-With wishes, several candidates of each draw are started, all with the kept part told, and one is left
-(`candidates`). A draw that is invalid, disconnected or of wrong valence is rejected, and drawn again: the first time from its own state at
+With wishes, several candidates of each draw are started, all told the same kept part, and one is left (`candidates`).
+
+A draw that is invalid, disconnected or of wrong valence is rejected, and drawn again: the first time from its own state at
 time `repair`, by which small faults mend, then from noise, with another size, and so on in turns. Draw `r` at sample `i` is
 a function of the run's seed, `i` and `r`.
 """

@@ -19,11 +19,11 @@ from perrin.modalities.molecule.commands import (
     _run,
     _setup,
     _unpack,
-    _wanted,
     prepare_sampling,
 )
 from perrin.modalities.molecule.files import check_suffix, sdf_records
 from perrin.modalities.molecule.structure import Molecule
+from perrin.modalities.molecule.telling import judge
 from perrin.modalities.molecule.textfile import is_packed, kind
 from perrin.run.atomic import atomic_path, sweep
 from perrin.run.blocks import BlockWriter, read_blocks
@@ -97,7 +97,6 @@ class SampleShards(FileShards):
     ) -> Iterator[tuple[Path, Iterator[str]]]:
         """The files of blocks that are to be made, and their text, as they are finished."""
         a, work = self.arguments, self.work
-        wanted = _wanted(a, work.model)
         found: dict[range, dict[int, Molecule]] = {}
         stores: dict[range, PartialStore] = {}
         owner: dict[tuple[int, ...], range] = {}
@@ -125,7 +124,9 @@ class SampleShards(FileShards):
             if len(made) < len(block):
                 for indices, part in stores[block].load():
                     made |= zip(indices, _unpack(part, work.model.name, a.seed, indices), strict=True)
-            return paths[block], sdf_records(_labelled(made[i], a.target, a.seed, i, wanted) for i in block)
+            labelled = [_labelled(made[i], a.target, a.seed, i) for i in block]
+            verdict = judge(work.model, work.options, a.want or (), labelled)
+            return paths[block], sdf_records(verdict.molecules)
 
         for block in [b for b, n in left.items() if n == 0]:
             yield finished(block)

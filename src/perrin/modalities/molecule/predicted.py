@@ -1,0 +1,164 @@
+"""What a property network says of molecules, as data items: `predicted_gap_eV`, `predicted_cv_cal_per_mol_K`.
+
+The unit is in the name, because it may be any of the property, such as the one that the user wished in, and a file travels
+without its record. A molecule that is unlike all that the network has learnt from gets no items (`strange`): other
+elements or sizes, a net charge, hydrogens left out, a flat drawing in place of a geometry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perrin.errors import PerrinError
+from perrin.modalities.molecule.structure import SYMBOLS, Molecule
+from perrin.modalities.molecule.units import UNITS, convert
+
+if TYPE_CHECKING:
+    from perrin.modalities.molecule.fields import Vocabulary
+    from perrin.modalities.molecule.predictor import Predictor
+    from perrin.modalities.molecule.properties import Range
+
+PREFIX = "predicted_"
+DEFAULT = "molecule/qm9-properties"
+"""The network, unless told."""
+DIGITS = 6
+"""Significant digits of a data item."""
+
+
+def _canonical(unit: str) -> str:
+    """The first spelling of a unit in `UNITS`: `Ha` for `hartree`."""
+    for sizes in UNITS.values():
+        if unit in sizes:
+            return next(known for known, size in sizes.items() if size == sizes[unit])
+    return unit
+
+
+def _word(unit: str) -> str:
+    """A unit in letters, digits and underscores: `cal_per_mol_K`."""
+    text = _canonical(unit).replace("/", "_per_")
+    for sign, letters in {"Å": "A", "²": "2", "³": "3", "^": "", "*": ""}.items():
+        text = text.replace(sign, letters)
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
+
+
+_UNITS = {_word(unit): _canonical(unit) for sizes in UNITS.values() for unit in sizes}
+
+
+def item_name(name: str, unit: str) -> str:
+    """The data item of a property in a unit."""
+    return PREFIX + "_".join(word for word in (name, _word(unit)) if word)
+
+
+def read_name(item: str) -> tuple[str, str] | None:
+    """The property and the unit of a data item; `None` for another item."""
+    if not item.startswith(PREFIX) or item == PREFIX:
+        return None
+    rest = item.removeprefix(PREFIX)
+    words = rest.split("_")
+    for k in range(1, len(words)):
+        if (unit := _UNITS.get("_".join(words[k:]))) is not None:
+            return "_".join(words[:k]), unit
+    return rest, ""
+
+
+def units_for(ranges: Sequence[Range], named: Mapping[str, str]) -> dict[str, str]:
+    """The unit of each property: the one that was named for it, else one named for a property of the same own unit, else
+    its own.
+
+    Arguments:
+        ranges: the properties.
+        named: units by property.
+    """
+    alike = {r.unit: named[r.name] for r in reversed(ranges) if named.get(r.name)}
+    return {r.name: named.get(r.name) or alike.get(r.unit, r.unit) for r in ranges}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Of molecules, in their order.
+
+    Arguments:
+        items: data items; none of a molecule that is strange to the network.
+        strange: why, or an empty text.
+    """
+
+    items: tuple[dict[str, float], ...]
+    strange: tuple[str, ...]
+
+
+def predict(
+    network: Predictor, molecules: Sequence[Molecule], units: Mapping[str, str], *, complete: bool = False
+) -> Predictions:
+    """What the network says, each number a function of its molecule alone.
+
+    Arguments:
+        network: of properties.
+        molecules: with all hydrogens.
+        units: of each property, see `units_for`.
+        complete: whether it is known that no hydrogens are left out.
+    """
+    ranges, vocabulary = network.config.ranges, network.config.vocabulary
+    reasons = tuple(strange(m, vocabulary, complete=complete) for m in molecules)
+    good = [i for i, reason in enumerate(reasons) if not reason]
+    items: list[dict[str, float]] = [{} for _ in molecules]
+    names = [item_name(r.name, units[r.name]) for r in ranges]
+    for i, values in zip(good, network.of([molecules[i] for i in good]).tolist(), strict=True):
+        for name, r, value in zip(names, ranges, values, strict=True):
+            items[i][name] = float(f"{convert(value, r.unit, units[r.name], r.name):.{DIGITS}g}")
+    return Predictions(items=tuple(items), strange=reasons)
+
+
+def strange(molecule: Molecule, vocabulary: Vocabulary, *, complete: bool = False) -> str:
+    """Why a network that has learnt from such molecules has nothing to say of this one, or an empty text."""
+    sizes = [n for n, _ in vocabulary.size_counts]
+    others = sorted(set(molecule.numbers.tolist()) - set(vocabulary.elements))
+    if others:
+        known = ", ".join(SYMBOLS.get(z, str(z)) for z in vocabulary.elements)
+        return f"of other elements than {known}"
+    if not np.isfinite(molecule.positions).all() or (len(molecule) > 1 and not np.ptp(molecule.positions)):
+        return "without a geometry"
+    if len(molecule) and int(np.sum(molecule.charges)):
+        return "with a net charge"
+    if molecule.bonds is not None and len(molecule) and not complete:
+        if _flat(molecule):
+            return "drawn flat, not in 3D"
+        if _lacks_hydrogens(molecule):
+            return "that lack hydrogens"
+    if len(molecule) > max(sizes):
+        return f"of more than {max(sizes)} atoms"
+    return f"of fewer than {min(sizes)} atoms" if len(molecule) < min(sizes) else ""
+
+
+def without(reasons: Sequence[str]) -> str:
+    """One line on the molecules without predictions; empty where there are none."""
+    counts = Counter(reason for reason in reasons if reason)
+    if not counts:
+        return ""
+    told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return (
+        f"no predictions for {sum(counts.values())} of {len(reasons)} molecules, which the property network has not "
+        f"learnt from: {told}"
+    )
+
+
+def _flat(molecule: Molecule) -> bool:
+    """Whether an atom with four neighbours lies in one plane with all others."""
+    assert molecule.bonds is not None
+    degree = np.bincount(np.asarray(molecule.bonds)[:, :2].ravel(), minlength=1)
+    x = molecule.positions - molecule.positions.mean(axis=0)
+    return bool(degree.max() >= 4) and bool(np.linalg.svd(x, compute_uv=False)[-1] < 1e-2)
+
+
+def _lacks_hydrogens(molecule: Molecule) -> bool:
+    from perrin.modalities.molecule.kept import with_hydrogens
+
+    try:
+        return with_hydrogens(molecule)[1] > 0
+    except PerrinError:  # of wrong valence, which is said elsewhere
+        return False
