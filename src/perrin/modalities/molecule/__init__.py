@@ -223,6 +223,12 @@ class MoleculeModality(Modality):
             group.add_argument("--workers", type=int, help="processes (default: the cores there are)")
         elif verb == "rank":
             group.add_argument(
+                "--predict",
+                action="store_true",
+                help="polarisability, gap, HOMO, LUMO, dipole moment and heat capacity by the property network that ships",
+            )
+            group.add_argument("--predict-by", metavar="BUNDLE", help="… by another property network")
+            group.add_argument(
                 "--xtb", action="store_true", help="GFN2-xTB energy, gap, orbitals and dipole of the geometry"
             )
             group.add_argument(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,15 @@ import numpy as np
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.structure import SYMBOLS, Molecule
-from perrin.modalities.molecule.units import UNITS, convert
+from perrin.modalities.molecule.units import UNITS, convert, known_unit
 
 if TYPE_CHECKING:
     from perrin.modalities.molecule.fields import Vocabulary
     from perrin.modalities.molecule.predictor import Predictor
-    from perrin.modalities.molecule.properties import Range
 
 PREFIX = "predicted_"
+MET = "wishes_met"
+"""The data item that says whether all wishes are met: 1 or 0."""
 DEFAULT = "molecule/qm9-properties"
 """The network, unless told."""
 DIGITS = 6
@@ -67,16 +68,16 @@ def read_name(item: str) -> tuple[str, str] | None:
     return rest, ""
 
 
-def units_for(ranges: Sequence[Range], named: Mapping[str, str]) -> dict[str, str]:
+def units_for(own: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
     """The unit of each property: the one that was named for it, else one named for a property of the same own unit, else
     its own.
 
     Arguments:
-        ranges: the properties.
-        named: units by property.
+        own: the properties' own units.
+        named: units that were named, by property.
     """
-    alike = {r.unit: named[r.name] for r in reversed(ranges) if named.get(r.name)}
-    return {r.name: named.get(r.name) or alike.get(r.unit, r.unit) for r in ranges}
+    alike = {own[name]: unit for name, unit in list(named.items())[::-1] if name in own and unit}
+    return {name: named.get(name) or alike.get(unit, unit) for name, unit in own.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,3 +163,66 @@ def _lacks_hydrogens(molecule: Molecule) -> bool:
         return with_hydrogens(molecule)[1] > 0
     except PerrinError:  # of wrong valence, which is said elsewhere
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Predictions that somebody asked for.
+
+    Arguments:
+        reference: the network's bundle.
+        units: of each property that it knows.
+        errors: its mean absolute errors on molecules that it never saw, in these units.
+    """
+
+    reference: str
+    units: Mapping[str, str]
+    errors: Mapping[str, float]
+
+    @property
+    def items(self) -> dict[str, str]:
+        """The data item of each property."""
+        return {name: item_name(name, unit) for name, unit in self.units.items()}
+
+    @property
+    def about(self) -> str:
+        """One line on the network and how far off it is."""
+        told = ", ".join(
+            item + (f" ± {self.errors[name]:.2g}" if name in self.errors else "")
+            for name, item in self.items.items()
+        )
+        return f"predicted by {self.reference} (± its mean error on QM9's own geometries): {told}"
+
+
+def asked(reference: str, items: Iterable[str], words: Iterable[tuple[str, str]]) -> Asked:
+    """What a network predicts for a file, found out without loading it.
+
+    Arguments:
+        reference: the network's bundle.
+        items: data items of the file, whose units are kept.
+        words: names that the user wrote, each with the unit beside it, if any: those units come first.
+
+    Raises:
+        PerrinError: there is no such bundle, it is none of properties, or a unit does not fit.
+    """
+    from perrin.bundle import read_config
+    from perrin.modalities import find_bundle
+
+    config = read_config(find_bundle(reference))
+    if config["model"].get("kind") != "properties":
+        raise PerrinError(
+            f"expected a property network, such as {DEFAULT}, given {reference}: name one of that kind"
+        )
+    own = {str(r["name"]): str(r["unit"]) for r in config["model"]["ranges"]}
+    named: dict[str, str] = {}
+    for item in items:
+        pair = read_name(item)
+        named |= {pair[0]: pair[1]} if pair and pair[1] else {}
+    for word, unit in words:
+        pair = read_name(word)
+        if pair and pair[0] in own and (unit := pair[1] or unit):
+            named[pair[0]] = known_unit(unit, own[pair[0]], pair[0])
+    units = units_for(own, {name: unit for name, unit in named.items() if name in own})
+    errors = config.get("training", {}).get("errors") or {}
+    errors = {k: convert(float(v), own[k], units[k], k) for k, v in errors.items() if k in own}
+    return Asked(reference=reference, units=units, errors=errors)

@@ -9,15 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perrin.errors import PerrinError, warn
-from perrin.modalities.molecule.predicted import item_name, predict, units_for, without
+from perrin.modalities.molecule.predicted import MET, item_name, predict, units_for, without
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.wants import Wish, counsel
 
 if TYPE_CHECKING:
     from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions
-
-MET = "wishes_met"
-"""The data item that says whether all wishes are met: 1 or 0."""
 
 
 def tell_wishes(a: Namespace, model: MoleculeModel, options: SamplingOptions) -> None:
@@ -85,7 +82,9 @@ def judge(
         told = [replace(m, properties=m.properties | wanted) for m in molecules]
         return Verdict(molecules=told, lines=[], record=rows)
     ranges = {r.name: r for r in guide.config.ranges}
-    units = units_for(guide.config.ranges, {w.name: w.told for w in wishes})
+    units = units_for(
+        {r.name: r.unit for r in guide.config.ranges}, {w.name: w.told for w in wishes if w.shown}
+    )
     found = predict(guide, molecules, units, complete=True)
     out, together, columns = [], [], {}
     known = [w for w in wishes if w.name in ranges]
