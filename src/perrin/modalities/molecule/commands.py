@@ -73,7 +73,7 @@ def sample(a: Namespace) -> None:
             advance(len(unit.indices))
     seconds = time.perf_counter() - begin
     labelled = [_labelled(m, a.target, a.seed, i) for i, m in enumerate(molecules) if m is not None]
-    verdict = judge(model, options, a.want or (), labelled)
+    verdict = judge(model, options, a.want or (), labelled, workers=workers)
     whole = verdict.molecules
     if output.suffix.lower() in (".smi", ".smiles"):  # has no way to say what RDKit rejects
         kept = [m for m in whole if "smiles" in m.properties]
@@ -414,11 +414,15 @@ def view(a: Namespace) -> None:
     from perrin.modalities import page_beside
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.metrics import evaluate as judge
+    from perrin.modalities.molecule.metrics.lookup import VALENCE
     from perrin.run.outputs import read_record
 
     molecules = read_molecules(a.file)
     target = Path(a.out) if a.out else page_beside(a.file)
-    metrics = judge(molecules, _protocol(molecules, None), label=Path(a.file).name)
+    protocol = _protocol(molecules, None)
+    if not {z for m in molecules for z in m.numbers.tolist()} <= set(VALENCE):  # the other one knows more
+        protocol = "bonds" if protocol == "both" else ""
+    metrics = judge(molecules, protocol, label=Path(a.file).name) if protocol else None
     _page(target, molecules, Path(a.file).name, metrics, read_record(a.file) or None, reference=a.reference)
     print(f"{counted(len(molecules), 'molecules')} in {target}")
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.structure import SYMBOLS, Molecule
 from perrin.modalities.molecule.units import UNITS, convert, known_unit
+from perrin.run.pool import map_unordered
 
 if TYPE_CHECKING:
     from perrin.modalities.molecule.fields import Vocabulary
@@ -30,6 +31,10 @@ DEFAULT = "molecule/qm9-properties"
 """The network, unless told."""
 DIGITS = 6
 """Significant digits of a data item."""
+CHUNK = 64
+"""Molecules of like size that are predicted together."""
+
+_WORK: dict[str, Any] = {}
 
 
 def _canonical(unit: str) -> str:
@@ -94,7 +99,13 @@ class Predictions:
 
 
 def predict(
-    network: Predictor, molecules: Sequence[Molecule], units: Mapping[str, str], *, complete: bool = False
+    network: Predictor,
+    molecules: Sequence[Molecule],
+    units: Mapping[str, str],
+    *,
+    complete: bool = False,
+    workers: int = 1,
+    told: Callable[[int], None] = lambda count: None,
 ) -> Predictions:
     """What the network says, each number a function of its molecule alone.
 
@@ -103,16 +114,33 @@ def predict(
         molecules: with all hydrogens.
         units: of each property, see `units_for`.
         complete: whether it is known that no hydrogens are left out.
+        workers: processes of one thread each, on a CPU.
+        told: called with so many molecules whenever they are done.
     """
     ranges, vocabulary = network.config.ranges, network.config.vocabulary
     reasons = tuple(strange(m, vocabulary, complete=complete) for m in molecules)
-    good = [i for i, reason in enumerate(reasons) if not reason]
+    good = sorted((i for i, reason in enumerate(reasons) if not reason), key=lambda i: len(molecules[i]))
+    chunks = [good[k : k + CHUNK] for k in range(0, len(good), CHUNK)]
     items: list[dict[str, float]] = [{} for _ in molecules]
     names = [item_name(r.name, units[r.name]) for r in ranges]
-    for i, values in zip(good, network.of([molecules[i] for i in good]).tolist(), strict=True):
-        for name, r, value in zip(names, ranges, values, strict=True):
-            items[i][name] = float(f"{convert(value, r.unit, units[r.name], r.name):.{DIGITS}g}")
+    told(len(molecules) - len(good))
+    for chunk, found in map_unordered(
+        _values, chunks, workers=workers, setup=_setup, arguments=(network, list(molecules))
+    ):
+        for i, values in zip(chunk, found, strict=True):
+            for name, r, value in zip(names, ranges, values, strict=True):
+                items[i][name] = float(f"{convert(value, r.unit, units[r.name], r.name):.{DIGITS}g}")
+        told(len(chunk))
     return Predictions(items=tuple(items), strange=reasons)
+
+
+def _setup(network: Predictor, molecules: list[Molecule]) -> None:
+    _WORK.update(network=network, molecules=molecules)
+
+
+def _values(chunk: list[int]) -> list[list[float]]:
+    found: list[list[float]] = _WORK["network"].of([_WORK["molecules"][i] for i in chunk]).tolist()
+    return found
 
 
 def strange(molecule: Molecule, vocabulary: Vocabulary, *, complete: bool = False) -> str:

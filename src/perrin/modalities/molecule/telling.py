@@ -59,7 +59,12 @@ class Verdict:
 
 
 def judge(
-    model: MoleculeModel, options: SamplingOptions, want: Sequence[str], molecules: Sequence[Molecule]
+    model: MoleculeModel,
+    options: SamplingOptions,
+    want: Sequence[str],
+    molecules: Sequence[Molecule],
+    *,
+    workers: int = 1,
 ) -> Verdict:
     """Predictions for molecules that were wished for, in the units of the wishes, and which wishes are met by them.
 
@@ -71,6 +76,7 @@ def judge(
         options: with wishes.
         want: the wishes in the user's words, if any.
         molecules: in their order.
+        workers: processes for the predictions.
     """
     wishes = list(model.wishes(want)) if want else model.wishes_of(options.want)
     rows: dict[str, dict[str, Any]] = {w.name: _row(w) for w in wishes}
@@ -85,7 +91,7 @@ def judge(
     units = units_for(
         {r.name: r.unit for r in guide.config.ranges}, {w.name: w.told for w in wishes if w.shown}
     )
-    found = predict(guide, molecules, units, complete=True)
+    found = predict(guide, molecules, units, complete=True, workers=workers)
     out, together, columns = [], [], {}
     known = [w for w in wishes if w.name in ranges]
     for wish in known:

@@ -43,8 +43,6 @@ _WORK: dict[str, Any] = {}
 _OWN = ("rank", "pick", "duplicate_of")
 _XTB = {c.name for c in XTB}
 CHUNK = 16
-PREDICTED = 1024
-"""Molecules at a time for the property network."""
 FEW = 200
 """Up to this many molecules, what takes milliseconds for each is done before processes have started."""
 
@@ -195,7 +193,9 @@ def rank(
     strange = ""
     if predictions is not None:
         chosen = [i for i in left if rows[i]["valid"]]
-        strange = _predict(predictions, [molecules[i] for i in chosen], [rows[i] for i in chosen], advance)
+        strange = _predict(
+            predictions, [molecules[i] for i in chosen], [rows[i] for i in chosen], advance, options.workers
+        )
         for where in [w for w in costly if w.name in predicted]:
             left = [i for i in left if where(rows[i])]
             counts[where.text] = len(left)
@@ -260,19 +260,24 @@ def _predict(
     molecules: Sequence[Molecule],
     rows: Sequence[dict[str, Any]],
     advance: Callable[[str, int, int], None],
+    workers: int,
 ) -> str:
     """Add predictions to the rows of molecules; one line on those that get none."""
     from perrin.modalities.molecule.candidates import load_guide
 
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        advance("predicting", done, len(molecules))
+
     network = load_guide(predictions.reference, device="cpu")
-    reasons: list[str] = []
-    for k in range(0, len(molecules), PREDICTED):
-        found = predict(network, molecules[k : k + PREDICTED], predictions.units)
-        for row, items in zip(rows[k : k + PREDICTED], found.items, strict=True):
-            row |= items
-        reasons += found.strange
-        advance("predicting", len(reasons), len(molecules))
-    return without(reasons)
+    few = len(molecules) <= FEW
+    found = predict(network, molecules, predictions.units, workers=1 if few else workers, told=told)
+    for row, items in zip(rows, found.items, strict=True):
+        row |= items
+    return without(found.strange)
 
 
 def describe_all(molecules: Sequence[Molecule], workers: int = 1) -> list[dict[str, Any]]:
