@@ -78,8 +78,8 @@ def judge(
         molecules: in their order.
         workers: processes for the predictions.
     """
-    wishes = list(model.wishes(want)) if want else model.wishes_of(options.want)
-    rows: dict[str, dict[str, Any]] = {w.name: _row(w) for w in wishes}
+    wishes = spoken(model, options, want)
+    rows: dict[str, dict[str, Any]] = {w.name: row_of(w) for w in wishes}
     if not wishes:
         return Verdict(molecules=list(molecules), lines=[], record={})
     guide = model.guide
@@ -125,7 +125,13 @@ def judge(
     )
 
 
-def _row(wish: Wish) -> dict[str, Any]:
+def spoken(model: MoleculeModel, options: SamplingOptions, want: Sequence[str]) -> list[Wish]:
+    """The wishes in the user's words, or those of the options."""
+    return list(model.wishes(want)) if want else model.wishes_of(options.want)
+
+
+def row_of(wish: Wish) -> dict[str, Any]:
+    """A wish for a record, in the unit to speak in."""
     low, high = (None if math.isinf(v) else wish.show(v) for v in (wish.low, wish.high))
     return {"wish": str(wish), "unit": wish.told, "low": low, "high": high}
 
