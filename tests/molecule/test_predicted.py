@@ -42,19 +42,17 @@ from perrin.modalities.molecule.units import UNITS, convert
 from perrin.modalities.molecule.view_properties import page_properties
 from perrin.modalities.molecule.wants import parse_wishes
 
-SMILES = tuple(
-    [
-        "CCO",
-        "c1ccccc1",
-        "CC(C)=O",
-        "OCC(O)CO",
-        "C1CC1",
-        "O=C1C=CC(=O)C=C1",
-        "CCCCCC",
-        "CCN",
-        "c1ccoc1C",
-        "CCC#N",
-    ]
+SMILES = (
+    "CCO",
+    "c1ccccc1",
+    "CC(C)=O",
+    "OCC(O)CO",
+    "C1CC1",
+    "O=C1C=CC(=O)C=C1",
+    "CCCCCC",
+    "CCN",
+    "c1ccoc1C",
+    "CCC#N",
 )
 OWN = {
     "alpha": "bohr^3",
