@@ -176,6 +176,31 @@ def test_the_judge_decides_what_grows(
     assert sum(found[8]) > 1.5 * sum(found[1])
 
 
+def test_sizes_are_those_at_which_wishes_are_met(model: MoleculeModel) -> None:
+    """Bayes' rule with the training data's own shares, counted by hand; an open wish changes nothing."""
+    plain = editor(model, "Cc1ccoc1", "c1ccoc1", "cut")
+    kept, table = plain.kept, model.table
+    assert table is not None
+    column = [r.name for r in model.config.ranges].index("alpha")
+    r = model.config.ranges[column]
+    value = table.z[:, column].double() * r.std + r.mean
+    want = (("alpha", 60.0, 70.0),)
+    told = Editor(model, kept, want=want).table
+    expected = {}
+    for (a, h), p in plain.table.items():
+        inside = [60 <= v <= 70 for v in value[table.sizes == len(kept.molecule) + a + h].tolist()]
+        expected[a, h] = p * (sum(inside) / len(inside) if inside else 0.0)
+    total = sum(expected.values())
+    for pair, p in expected.items():
+        assert told.get(pair, 0.0) == pytest.approx(
+            p / total, abs=0.02
+        )  # what is nearly inside counts in part
+    mean = [sum((a + h) * p for (a, h), p in t.items()) for t in (told, plain.table)]
+    assert mean[0] < mean[1]
+    same_ = Editor(model, kept, want=(("alpha", -1e6, 1e6),)).table
+    assert same_ == pytest.approx(plain.table)
+
+
 def test_an_edit_with_wishes_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

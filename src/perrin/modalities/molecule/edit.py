@@ -106,6 +106,8 @@ class Editor:
         kept: what is kept.
         added: smallest and largest number of new heavy atoms; by default as `kept.addition_table` says.
         travel: resampling.
+        want: wishes, as in `SamplingOptions`; sizes at which training molecules meet them are then drawn more often:
+            `p(addition | wishes) ∝ p(addition) p(wishes | atoms)`.
 
     Raises:
         PerrinError: the model cannot express the kept part, or nothing of that size.
@@ -118,6 +120,7 @@ class Editor:
         *,
         added: tuple[int, int] | None = None,
         travel: Travel | None = None,
+        want: Sequence[tuple[str, float | None, float | None]] = (),
     ) -> None:
         self.model, self.kept, self.travel = model, kept, travel or Travel.of(model)
         vocabulary = model.config.vocabulary
@@ -128,6 +131,12 @@ class Editor:
                 "expected a model with hydrogens, given one without: train with explicit hydrogens"
             )
         self.table = addition_table(kept, vocabulary, added)
+        chances = model.chances(want)
+        weighed = {
+            (a, h): p * chances.get(len(kept.molecule) + a + h, 0.0) for (a, h), p in self.table.items()
+        }
+        if (total := sum(weighed.values())) > 0:  # else no training molecule of such a size helps to choose
+            self.table = {pair: p / total for pair, p in weighed.items() if p > 0}
 
     def additions(self, numbers: Sequence[int], seed: int) -> list[tuple[int, int]]:
         """New heavy atoms and new hydrogens of each draw, each by its own seed."""

@@ -45,7 +45,7 @@ def edit(a: Namespace) -> None:
     if a.anchors not in (None, "cut"):
         anchors = choose_atoms(a.anchors, whole, "--anchors")
     kept = keep(whole, atoms, anchors)
-    editor = Editor(model, kept, added=added)
+    editor = Editor(model, kept, added=added, want=options.want)
     plan = editor.plan(options)
     if a.dry_run:
         from perrin.core.plan import plan_table

@@ -344,6 +344,17 @@ class MoleculeModel:
         row = torch.bucketize(u, edges, right=True).clamp(max=len(table) - 1)
         return torch.tensor([n for n, _ in table])[row]
 
+    def chances(self, want: Sequence[tuple[str, float | None, float | None]]) -> dict[int, float]:
+        """How likely molecules of so many atoms are to meet wishes, by the training data: `p(wishes | n)` up to a factor;
+        empty where there are no wishes or no data."""
+        if not want or self.table is None:
+            return {}
+        sizes = self.table.sizes
+        total = torch.zeros(int(sizes.max()) + 1, dtype=torch.float64)
+        total.index_add_(0, sizes, self.table.weights(self._intervals(want)))
+        counts = torch.bincount(sizes, minlength=len(total))
+        return {n: float(total[n]) / int(counts[n]) for n in range(len(total)) if counts[n]}
+
     def units(self, sizes: Tensor, *, batch: int, done: Sequence[int] = (), first: int = 0) -> list[Unit]:
         """Samples not yet done, in batches of one size, large ones first so that workers finish together.
 
