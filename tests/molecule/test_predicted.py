@@ -341,9 +341,10 @@ def test_a_name_asks_for_a_prediction_and_a_unit_chooses_it(molecules: list[Mole
     assert 0 < len(ev.molecules) < len(molecules)
     assert "predicted_homo_eV" in ev.molecules[0].properties
     assert "predicted_gap_Ha" in ha.molecules[0].properties
+    assert rank(molecules, RankOptions(by="Predicted_GAP_ev")).molecules[0].properties["predicted_gap_eV"] > 9
     # what the file has is taken as it is
     own = [replace(m, properties={"predicted_gap_eV": float(k)}) for k, m in enumerate(molecules)]
-    ranked = rank(own, RankOptions(by="predicted_gap_eV"))
+    ranked = rank(own, RankOptions(by="predicted_gap_EV"))
     assert ranked.predicted is None
     assert [m.properties["predicted_gap_eV"] for m in ranked.molecules] == list(range(len(own)))[::-1]
 

@@ -56,7 +56,7 @@ def _word(unit: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
 
 
-_UNITS = {_word(unit): _canonical(unit) for sizes in UNITS.values() for unit in sizes}
+_UNITS = {_word(unit).lower(): _canonical(unit) for sizes in UNITS.values() for unit in sizes}
 
 
 def item_name(name: str, unit: str) -> str:
@@ -65,13 +65,13 @@ def item_name(name: str, unit: str) -> str:
 
 
 def read_name(item: str) -> tuple[str, str] | None:
-    """The property and the unit of a data item; `None` for another item."""
-    if not item.startswith(PREFIX) or item == PREFIX:
+    """The property and the unit of a data item, whatever its case; `None` for another item."""
+    if not item.lower().startswith(PREFIX) or len(item) == len(PREFIX):
         return None
-    rest = item.removeprefix(PREFIX)
+    rest = item[len(PREFIX) :]
     words = rest.split("_")
     for k in range(1, len(words)):
-        if (unit := _UNITS.get("_".join(words[k:]))) is not None:
+        if (unit := _UNITS.get("_".join(words[k:]).lower())) is not None:
             return "_".join(words[:k]), unit
     return rest, ""
 
@@ -262,8 +262,9 @@ def asked(reference: str, items: Iterable[str], words: Iterable[tuple[str, str]]
         named |= {pair[0]: pair[1]} if pair and pair[1] else {}
     for word, unit in words:
         pair = read_name(word)
-        if pair and pair[0] in own and (unit := pair[1] or unit):
-            named[pair[0]] = known_unit(unit, own[pair[0]], pair[0])
+        name = next((name for name in own if pair and name.lower() == pair[0].lower()), "")
+        if pair and name and (unit := pair[1] or unit):
+            named[name] = known_unit(unit, own[name], name)
     units = units_for(own, {name: unit for name, unit in named.items() if name in own})
     errors = config.get("training", {}).get("errors") or {}
     errors = {k: convert(float(v), own[k], units[k], k) for k, v in errors.items() if k in own}

@@ -158,14 +158,11 @@ def find_name(word: str, items: Collection[str] = ()) -> str:
 
 def in_items(word: str, items: Collection[str]) -> str:
     """The data item that a prediction's name is, or the only one that it is without its unit; else an empty text."""
-    if word in items:
-        return word
-    bare = [
-        item
-        for item in items
-        if word.startswith(PREFIX) and (read_name(item) or ("",))[0] == word[len(PREFIX) :]
-    ]
-    return bare[0] if len(bare) == 1 else ""
+    same = [item for item in items if item == word] or [i for i in items if i.lower() == word.lower()]
+    pairs = {item: pair for item in items if (pair := read_name(item)) is not None}
+    bare = [item for item, (name, _) in pairs.items() if PREFIX + name.lower() == word.lower()]
+    found = same or bare
+    return found[0] if len(found) == 1 else ""
 
 
 def name_of(text: str) -> tuple[str, str]:
