@@ -306,7 +306,8 @@ def _finish(
     from perrin.run.outputs import record_path
     from perrin.run.record import record, write_record
 
-    verdict = judge(model, options, a.want or (), molecules)
+    want = getattr(a, "want", None) or ()  # conformers take no wishes
+    verdict = judge(model, options, want, molecules)
     write_molecules(output, verdict.molecules)
     if verdict.record:
         result = result | {"wishes": verdict.record}
