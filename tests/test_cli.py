@@ -215,7 +215,7 @@ WRONG = {
     "train weather/rain --out run": "weather/rain and weather/sst-fine are made by weather/downscale",
     # an option of another verb or modality: whose it is
     "sample weather/sst --want gap -n 3 -o a.sdf": "which is for perrin forecast and assimilate",
-    "sample particle/showers --want gap -n 3 -o a.h5": "given --want, which 'perrin sample' (molecule) and 'perrin edit'",
+    "sample particle/showers --want gap -n 3 -o a.h5": "(molecule), 'perrin edit' (molecule) and 'perrin vary'",
     "forecast --keep": "expected an option of 'perrin forecast', given --keep, which 'perrin edit' (molecule) takes",
     "forecast weather/sst --keep=c -o a.nc": "option of 'perrin forecast weather/sst', given --keep, which 'perrin edit'",
     "forecast weather/sst -n 5 -o a.nc": "given -n: did you mean --members?",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -75,6 +77,44 @@ def test_a_lone_candidate_is_the_sample() -> None:
     found = winnow(DENOISER, PROCESS, plan, places(groups, first), cuts=((0.6, 8), (0.2, 4), (0.0, 2)))
     alone = sample(DENOISER, PROCESS, plan, {"x": Dense(7)}, CounterNoise(sample_seeds(0, groups), F64))
     torch.testing.assert_close(found["x"], alone["x"], rtol=1e-12, atol=1e-12)
+
+
+def test_a_start_and_a_denoiser_of_ones_own() -> None:
+    """From a state on the way, by the denoiser of the places: the bits of `sample` with both."""
+    plan, groups = plan_steps(PROCESS, SOLVER, 12, start=0.5), range(7)
+    state = torch.linspace(-1, 1, 28, dtype=F64).reshape(7, 4)
+
+    def other(x: State, t: torch.Tensor, **rest: object) -> State:
+        return {"x": 0.5 * DENOISER(x, t, **rest)["x"]}  # type: ignore[arg-type]
+
+    def first(x: State, t: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.arange(len(t)) % (len(t) // 7) == 0, 0.0, -1e9).double()
+
+    calls = []
+
+    def start(here: Places) -> State:
+        calls.append(here)
+        return {"x": state.repeat_interleave(here.layouts["x"].batch // 7, 0)}
+
+    make = places(groups, first)
+    found = winnow(
+        DENOISER,
+        PROCESS,
+        plan,
+        lambda size: replace(make(size), denoiser=other),
+        cuts=((0.2, 8), (0.0, 2)),
+        start=start,
+    )
+    alone = sample(
+        other,
+        PROCESS,
+        plan,
+        {"x": Dense(7)},
+        CounterNoise(sample_seeds(0, groups), F64),
+        start={"x": state},
+    )
+    torch.testing.assert_close(found["x"], alone["x"], rtol=1e-12, atol=1e-12)
+    assert len(calls) == 1
 
 
 def test_groups_are_independent() -> None:

@@ -462,7 +462,7 @@ def test_wishes_are_read() -> None:
     assert ends("mu=2..3 D") == (2, 3)
     assert ends("mu=2") == (2, 2)
     both = parse_wishes(["mu>1", "gap<0.3", "mu<=2 D"], RANGES)
-    assert [str(w) for w in both] == ["gap < 0.3 hartree", "mu = 1..2 D"]
+    assert [str(w) for w in both] == ["gap < 0.3 hartree", "mu > 1 D and mu <= 2 D"]
     found = intervals(both, RANGES)
     assert torch.allclose(found, torch.tensor([[-INF, 1.0], [(1 - 2.7) / 1.5, (2 - 2.7) / 1.5]]))
 
@@ -549,10 +549,10 @@ def test_sampling_with_wishes(tiny: Path, tmp_path: Path, capsys: pytest.Capture
     wish = ["--want", "gap>0.3 Ha", "--want", "mu=2..3 D", "--guidance-scale", "2"]
     assert main([*command, *wish, "-o", str(out)]) == 0
     said = capsys.readouterr()
-    assert "wanted: gap > 0.3 hartree; training data 0.02 to 0.62 hartree" in said.out
+    assert "wanted: gap > 0.3 Ha; training data 0.02 to 0.62 Ha" in said.out
     made = read_molecules(out)
     assert all(len(m) >= 8 for m in made)  # sizes of molecules that have it
-    assert made[0].properties["wanted"] == "gap > 0.3 hartree; mu = 2..3 D"
+    assert made[0].properties["wanted"] == "gap > 0.3 Ha; mu = 2..3 D"
     model = perrin.load(tiny)
     alone = model.sample(6, want=("gap>0.3 Ha", "mu=2..3 D"), guidance_scale=2.0, batch=2)
     for a, b in zip(alone, made, strict=True):

@@ -41,12 +41,14 @@ class Places:
     Arguments:
         layouts, noise, condition: as in `sample`.
         potential: `log G` of noised states (state, times `[B]`), `[B]`.
+        denoiser: in place of the run's, such as a guide that holds tensors of the batch's size.
     """
 
     layouts: Layouts
     noise: Noise
     potential: Callable[[State, Tensor], Tensor]
     condition: Any = None
+    denoiser: Denoiser | None = None
 
 
 @torch.no_grad()
@@ -57,6 +59,7 @@ def winnow(
     places: Callable[[int], Places],
     *,
     cuts: Sequence[tuple[float, int]],
+    start: Callable[[Places], State | None] | None = None,
     self_condition: bool = False,
     mode: Mode = "eager",
 ) -> State:
@@ -67,6 +70,7 @@ def winnow(
         places: the setting of groups of so many candidates, the same groups for every number.
         cuts: pairs (until which time, how many candidates); times fall to 0, numbers do not rise. Of two that fall
             between the same rows of the plan, the first counts.
+        start: the candidates' state at the plan's first time, or fields of it, as in `sample`; called once.
 
     Raises:
         PlanError: the plan has rows that start from an anchor.
@@ -74,8 +78,6 @@ def winnow(
     """
     if any(stage.anchored for stage in plan.stages):
         raise PlanError(f"expected a plan without anchors (DDPM, DDIM, Euler, DPM++), given {plan.solver}")
-    check(denoiser, plan)
-    denoiser = accelerated(denoiser, mode)
     composite = process if isinstance(process, Composite) else Composite(fields={"x": process})
     pieces = _pieces(plan, cuts)
     x: State = {}
@@ -83,10 +85,14 @@ def winnow(
     log_g: Tensor | None = None
     for k, (rows, size) in enumerate(pieces):
         here = places(size)
+        own = here.denoiser or denoiser
+        check(own, plan)
         groups = next(iter(here.layouts.values())).batch // size
-        x = x or composite.prior_state(here.noise, here.layouts, time=plan.start)
+        if k == 0:
+            given = start(here) if start is not None else None
+            x = composite.prior_state(here.noise, here.layouts, time=plan.start, start=given)
         x, history = advance(
-            denoiser,
+            accelerated(own, mode),
             composite,
             plan,
             rows,

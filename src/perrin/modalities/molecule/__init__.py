@@ -37,7 +37,7 @@ class MoleculeModality(Modality):
     def add_arguments(self, verb: str, parser: ArgumentParser) -> None:
         """The molecule options."""
         group = parser.add_argument_group("molecule")
-        if verb in ("sample", "edit"):
+        if verb in ("sample", "edit", "vary"):
             group.add_argument(
                 "--want",
                 action="append",
@@ -51,7 +51,6 @@ class MoleculeModality(Modality):
                 metavar="X",
                 help="how much to exaggerate the wishes: 1 not at all, at half the cost (default: the bundle's)",
             )
-        if verb == "sample":
             group.add_argument(
                 "--candidates",
                 type=int,
@@ -64,6 +63,7 @@ class MoleculeModality(Modality):
                 metavar="BUNDLE",
                 help="the property network for --candidates (default: the bundle's)",
             )
+        if verb == "sample":
             group.add_argument(
                 "--atoms",
                 metavar="N[-M]",
@@ -222,6 +222,12 @@ class MoleculeModality(Modality):
             )
             group.add_argument("--workers", type=int, help="processes (default: the cores there are)")
         elif verb == "rank":
+            group.add_argument(
+                "--predict",
+                action="store_true",
+                help="polarisability, gap, HOMO, LUMO, dipole moment and heat capacity by the property network that ships",
+            )
+            group.add_argument("--predict-by", metavar="BUNDLE", help="… by another property network")
             group.add_argument(
                 "--xtb", action="store_true", help="GFN2-xTB energy, gap, orbitals and dipole of the geometry"
             )

@@ -7,14 +7,13 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts, counted, warn
+from perrin.errors import PerrinError, check_counts, counted
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.device import choose_device
 
@@ -31,6 +30,7 @@ def sample(a: Namespace) -> None:
     """`perrin sample molecule/… -n N -o FILE`: resumable, in as many processes as the machine has cores."""
     from perrin.core.plan import plan_table
     from perrin.modalities.molecule.files import write_molecules
+    from perrin.modalities.molecule.telling import judge, tell_wishes
     from perrin.run.outputs import record_path
     from perrin.run.partial import PartialStore
     from perrin.run.pool import cpu_count, map_unordered
@@ -72,8 +72,9 @@ def sample(a: Namespace) -> None:
                 molecules[i] = molecule
             advance(len(unit.indices))
     seconds = time.perf_counter() - begin
-    wanted = _wanted(a, model)
-    whole = [_labelled(m, a.target, a.seed, i, wanted) for i, m in enumerate(molecules) if m is not None]
+    labelled = [_labelled(m, a.target, a.seed, i) for i, m in enumerate(molecules) if m is not None]
+    verdict = judge(model, options, a.want or (), labelled, workers=workers)
+    whole = verdict.molecules
     if output.suffix.lower() in (".smi", ".smiles"):  # has no way to say what RDKit rejects
         kept = [m for m in whole if "smiles" in m.properties]
         if len(kept) < len(whole):
@@ -85,7 +86,6 @@ def sample(a: Namespace) -> None:
         kept = whole
     write_molecules(output, kept)
     evaluations = options.evaluations(plan)
-    met = _met(model, whole, options) if model.guide is not None else {}
     content = record(
         "sample",
         a,
@@ -97,7 +97,7 @@ def sample(a: Namespace) -> None:
             "seconds": round(seconds, 2),
             "workers": workers,
             "device": device,
-            **({"wishes": met} if met else {}),
+            **({"wishes": verdict.record} if verdict.record else {}),
         },
     )
     write_record(record_path(output), content)
@@ -110,66 +110,12 @@ def sample(a: Namespace) -> None:
         )
     else:
         print(f"{counted(len(kept), 'molecules')} in {output}, all from unfinished work")
-    for line in met.get("lines", ()):
+    for line in verdict.lines:
         print(line)
     metrics = _evaluate(whole, label=a.target) if a.evaluate else None
     if a.view:
         _page(a.view, whole, f"{a.target}, {counted(a.n, 'molecules')}", metrics, content)
         print(f"3D views in {a.view}")
-
-
-def _met(model: MoleculeModel, molecules: Sequence[Molecule], options: SamplingOptions) -> dict[str, Any]:
-    """What the property network says of wishes: how many molecules meet them, the mean distance of those for a value."""
-    import torch
-
-    guide = model.guide
-    assert guide is not None
-    lines: list[str] = []
-    rows: dict[str, dict[str, float]] = {}
-    values, names = guide.of(molecules), [r.name for r in guide.config.ranges]
-    together = torch.ones(len(molecules), dtype=torch.bool)
-    for wish in model.wishes_of(options.want):
-        if wish.name not in names:
-            continue
-        y = values[:, names.index(wish.name)]
-        own = guide.errors.get(wish.name)
-        if wish.low == wish.high:
-            apart = float((y - wish.low).abs().mean())
-            rows[wish.name] = {"mean distance": apart}
-            text = f"{wish}: {apart:.3g} {wish.unit} away on average"
-        else:
-            inside = (y >= wish.low) & (y <= wish.high)
-            together &= inside
-            share = float(inside.double().mean())
-            rows[wish.name] = {"met": share}
-            text = f"{wish}: met by {100 * share:.3g} %"
-        error = f", which errs by {own:.2g} {wish.unit} on QM9" if own else ""
-        lines.append(f"{text}, says the property network{error}")
-    if sum("met" in row for row in rows.values()) > 1:
-        rows["all"] = {"met": float(together.double().mean())}
-        lines.append(f"these together: met by {100 * rows['all']['met']:.3g} %")
-    return {"by": options.guide, "sha256": guide.sha256, **rows, "lines": lines}
-
-
-def tell_wishes(a: Namespace, model: MoleculeModel, options: SamplingOptions) -> None:
-    """Print what the training data have to say about `--want`, before anything is sampled.
-
-    Raises:
-        PerrinError: there is a `--guidance-scale` and no wish.
-    """
-    from perrin.modalities.molecule.wants import counsel
-
-    if a.guidance_scale is not None and not options.want:
-        raise PerrinError(
-            "expected --want with --guidance-scale, given none: add a wish, such as --want 'mu=2..3 D'"
-        )
-    if not a.want:
-        return
-    lines, warnings = counsel(model.wishes(a.want), model.config.ranges, model.table)
-    for line in lines:
-        print(f"wanted: {line}")
-    for line in warnings:
-        warn(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +148,7 @@ def prepare_sampling(a: Namespace) -> Sampling:
     """
     from perrin.modalities import find_bundle, load
     from perrin.modalities.molecule.model import wanted
+    from perrin.modalities.molecule.telling import check_choice
 
     atoms = _atoms(a.atoms)
     device = choose_device(a.device)
@@ -217,11 +164,7 @@ def prepare_sampling(a: Namespace) -> Sampling:
         candidates=a.candidates,
         guide=a.guide,
     )
-    if (a.candidates is not None or a.guide) and not options.want:
-        raise PerrinError(
-            f"expected --want with {'--guide' if a.candidates is None else '--candidates'}, given none: add a wish, such as "
-            "--want 'mu=2..3 D'"
-        )
+    check_choice(a, options)
     model.take_guide(options)
     plan = options.plan(model.denoiser)
     model.sizes(a.seed, 1, atoms, options.want)  # says what is wrong with them
@@ -235,23 +178,14 @@ def prepare_sampling(a: Namespace) -> Sampling:
     return Sampling(model, options, plan, atoms, batch, device, key)
 
 
-def _wanted(a: Namespace, model: MoleculeModel) -> dict[str, str]:
-    """The data item that says what was wished for, if anything was."""
-    return {"wanted": "; ".join(map(str, model.wishes(a.want)))} if a.want else {}
-
-
-def _labelled(
-    molecule: Molecule, bundle: str, seed: int, index: int, more: Mapping[str, str] = MappingProxyType({})
-) -> Molecule:
+def _labelled(molecule: Molecule, bundle: str, seed: int, index: int) -> Molecule:
     """With data items that say where it comes from and, where RDKit accepts it, its SMILES."""
     from perrin.modalities.molecule.chem import isomeric_smiles, sanitize, to_rdkit
 
     sane = sanitize(to_rdkit(molecule))
     smiles = isomeric_smiles(sane) if sane is not None else None
     items: dict[str, Any] = {"bundle": bundle, "seed": seed, "index": index}
-    return dataclasses.replace(
-        molecule, properties=items | ({"smiles": smiles} if smiles else {}) | dict(more)
-    )
+    return dataclasses.replace(molecule, properties=items | ({"smiles": smiles} if smiles else {}))
 
 
 def _setup(model: Any, seed: int, options: Any, threads: int | None) -> None:
@@ -480,11 +414,15 @@ def view(a: Namespace) -> None:
     from perrin.modalities import page_beside
     from perrin.modalities.molecule.files import read_molecules
     from perrin.modalities.molecule.metrics import evaluate as judge
+    from perrin.modalities.molecule.metrics.lookup import VALENCE
     from perrin.run.outputs import read_record
 
     molecules = read_molecules(a.file)
     target = Path(a.out) if a.out else page_beside(a.file)
-    metrics = judge(molecules, _protocol(molecules, None), label=Path(a.file).name)
+    protocol = _protocol(molecules, None)
+    if not {z for m in molecules for z in m.numbers.tolist()} <= set(VALENCE):  # the other one knows more
+        protocol = "bonds" if protocol == "both" else ""
+    metrics = judge(molecules, protocol, label=Path(a.file).name) if protocol else None
     _page(target, molecules, Path(a.file).name, metrics, read_record(a.file) or None, reference=a.reference)
     print(f"{counted(len(molecules), 'molecules')} in {target}")
 

@@ -13,6 +13,8 @@ At the end the kept atoms' coordinates are replaced by the input's own digits. A
 is not being trained for it: what is drawn around the kept part often does not fit, and each interval is taken several
 times (RePaint's resampling, `Travel`), unless told otherwise.
 
+With wishes, several candidates of each draw are started, all told the same kept part, and one is left (`candidates`).
+
 A draw that is invalid, disconnected or of wrong valence is rejected, and drawn again: the first time from its own state at
 time `repair`, by which small faults mend, then from noise, with another size, and so on in turns. Draw `r` at sample `i` is
 a function of the run's seed, `i` and `r`.
@@ -28,18 +30,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perrin.core import (
-    CounterNoise,
-    Dense,
-    Padded,
-    Plan,
-    TimeTravel,
-    sample,
-    sample_seeds,
-)
+from perrin.core import CounterNoise, Dense, Padded, Plan, TimeTravel, sample_seeds
 from perrin.core.guides import Given, Shown, classifier_free
 from perrin.core.solvers import SOLVERS
 from perrin.errors import PerrinError
+from perrin.modalities.molecule.candidates import choose_state
 from perrin.modalities.molecule.fields import (
     BOND_ORDERS,
     BONDS,
@@ -49,7 +44,6 @@ from perrin.modalities.molecule.fields import (
     Vocabulary,
     decode,
     encode,
-    layouts_for,
     unsupported,
 )
 from perrin.modalities.molecule.kept import Kept, addition_table
@@ -112,6 +106,8 @@ class Editor:
         kept: what is kept.
         added: smallest and largest number of new heavy atoms; by default as `kept.addition_table` says.
         travel: resampling.
+        want: wishes, as in `SamplingOptions`; sizes at which training molecules meet them are then drawn more often:
+            `p(addition | wishes) ∝ p(addition) p(wishes | atoms)`.
 
     Raises:
         PerrinError: the model cannot express the kept part, or nothing of that size.
@@ -124,6 +120,7 @@ class Editor:
         *,
         added: tuple[int, int] | None = None,
         travel: Travel | None = None,
+        want: Sequence[tuple[str, float | None, float | None]] = (),
     ) -> None:
         self.model, self.kept, self.travel = model, kept, travel or Travel.of(model)
         vocabulary = model.config.vocabulary
@@ -134,6 +131,12 @@ class Editor:
                 "expected a model with hydrogens, given one without: train with explicit hydrogens"
             )
         self.table = addition_table(kept, vocabulary, added)
+        chances = model.chances(want)
+        weighed = {
+            (a, h): p * chances.get(len(kept.molecule) + a + h, 0.0) for (a, h), p in self.table.items()
+        }
+        if (total := sum(weighed.values())) > 0:  # else no training molecule of such a size helps to choose
+            self.table = {pair: p / total for pair, p in weighed.items() if p > 0}
 
     def additions(self, numbers: Sequence[int], seed: int) -> list[tuple[int, int]]:
         """New heavy atoms and new hydrogens of each draw, each by its own seed."""
@@ -200,19 +203,25 @@ def draw(
     options: SamplingOptions | None = None,
 ) -> list[Molecule]:
     """Draws of one width, of any kept parts: the kept atoms come first, with the input's coordinates; nothing is checked."""
-    count = len(jobs)
+    count, device = len(jobs), model.device
     rows = filled(count)
-    guide, condition, mask = given(model, [jobs[i] for i in rows], unit.width, options or model.sampling)
-    seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(model.device)
-    process, noise = model.denoiser.process, CounterNoise(seeds)
-    again = model.config.network.self_condition
-    layouts, start = layouts_for(mask), None
+    options = options or model.sampling
+    some = [jobs[i] for i in rows]
+    mask = Padded.from_sizes(torch.tensor([len(job) for job in some]), unit.width).mask.to(device)
+    x_0 = None
     if before is not None:
         x_0, _ = encode([before[i] for i in rows], model.config.vocabulary, width=unit.width)
-        t = torch.full((len(rows),), plan.start, device=model.device)
-        start = process.corrupt_state({k: v.to(model.device) for k, v in x_0.items()}, t, noise, layouts)
-    state = sample(
-        guide, process, plan, layouts, noise, condition=condition, start=start, self_condition=again
+        x_0 = {name: x.to(device) for name, x in x_0.items()}
+    state = choose_state(
+        model,
+        options,
+        plan,
+        sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(device),
+        mask,
+        lambda size: given(model, some, unit.width, options, size)[:2],
+        wishes=model.wished(options.want, len(rows)),
+        x_0=x_0,
+        self_condition=model.config.network.self_condition,
     )
     state = {name: x[:count] for name, x in state.items()}
     found = decode(state, mask[:count], model.config.vocabulary)
@@ -220,17 +229,26 @@ def draw(
 
 
 def given(
-    model: MoleculeModel, jobs: Sequence[Job], width: int, options: SamplingOptions
+    model: MoleculeModel, jobs: Sequence[Job], width: int, options: SamplingOptions, candidates: int = 1
 ) -> tuple[Given, Any, Tensor]:
-    """The guided denoiser for some draws, its condition, and the mask of their atoms `[B, N]`, on the model's device."""
+    """The guided denoiser for some draws, its condition, and the mask of their atoms `[B, N]`, on the model's device.
+
+    Arguments:
+        candidates: of each draw, one after the other.
+    """
     vocabulary, device = model.config.vocabulary, model.device
+    made: dict[tuple[int, int, int], dict[str, Tensor]] = {}
+    for job in jobs:
+        if (key := (id(job.kept), job.heavy, job.light)) not in made:
+            made[key] = allowed(job.kept, job.heavy, job.light, vocabulary, width=width)
+    jobs = [job for job in jobs for _ in range(candidates)]
     mask = Padded.from_sizes(torch.tensor([len(job) for job in jobs]), width).mask
     known, held = torch.zeros(len(jobs), width, 3), torch.zeros_like(mask)
     for b, job in enumerate(jobs):
         k, own = len(job.kept.molecule), job.kept.molecule.positions
         known[b, :k] = torch.from_numpy((own - own.mean(axis=0)) / vocabulary.position_scale)
         held[b, :k] = True
-    each = [allowed(job.kept, job.heavy, job.light, vocabulary, width=width) for job in jobs]
+    each = [made[id(job.kept), job.heavy, job.light] for job in jobs]
     allowed_ = {name: torch.stack([x[name] for x in each]).to(device) for name in (TYPES, CHARGES, BONDS)}
     known, held = known.to(device), held.to(device)
     parts: dict[str, Any] = {}

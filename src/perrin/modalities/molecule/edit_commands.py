@@ -45,7 +45,7 @@ def edit(a: Namespace) -> None:
     if a.anchors not in (None, "cut"):
         anchors = choose_atoms(a.anchors, whole, "--anchors")
     kept = keep(whole, atoms, anchors)
-    editor = Editor(model, kept, added=added)
+    editor = Editor(model, kept, added=added, want=options.want)
     plan = editor.plan(options)
     if a.dry_run:
         from perrin.core.plan import plan_table
@@ -56,7 +56,7 @@ def edit(a: Namespace) -> None:
         "verb": "edit", "weights": model.sha256, "seed": a.seed, "sampling": options.to_json(), "add": a.add,
         "keep": atoms, "anchors": [i for i, yes in zip(kept.source.tolist(), kept.anchors.tolist(), strict=True) if yes],
         "molecule": _fingerprint(whole),
-    }  # fmt: skip
+    } | _guided(model, options)  # fmt: skip
     store = PartialStore(output, key)
     seen: dict[int, Molecule] = {}
     for indices, part in store.load():
@@ -95,7 +95,6 @@ def edit(a: Namespace) -> None:
         named = replace(molecule.heavy_first(), name=f"{whole.name or Path(a.file).stem}-{a.seed}-{i}")
         named = _labelled(named, a.model or DEFAULT_MODEL, a.seed, i)
         extra = {"kept": number_list(range(kept.heavy)), "kept_from": ",".join(str(i + 1) for i in atoms)}
-        extra |= {"wanted": "; ".join(map(str, model.wishes(a.want)))} if a.want else {}
         labelled.append(replace(named, properties=named.properties | extra))
     different = len({m.properties.get("smiles") for m in labelled})
     result = {
@@ -103,22 +102,36 @@ def edit(a: Namespace) -> None:
         "rejected": {k: v for k, v in faults.items() if k != "good"},
         "kept_preserved": all(editor.kept.preserved_in(m) for m in good),
     }  # fmt: skip
-    _finish(a, "edit", output, model, options, labelled, result | {"evaluations": plan.nfe}, begin, store)
+    result["evaluations"] = options.evaluations(plan)
+    told = _finish(a, "edit", output, model, options, labelled, result, begin, store)
     print(
         f"{counted(a.n, 'molecules')} in {output}, {different} different; {counted(len(atoms), 'heavy atoms')} kept in all; "
         f"{counted(drawn, 'draws')}, rejected: {rejected}"
     )
+    for line in told:
+        print(line)
 
 
 def _with_wishes(a: Namespace, model: MoleculeModel, options: SamplingOptions) -> SamplingOptions:
-    """The options with `--want` and `--guidance-scale`; what the data say of the wishes is printed."""
-    from perrin.modalities.molecule.commands import tell_wishes
+    """The options with wishes, and the model with the network that chooses; what the data say of the wishes is printed."""
     from perrin.modalities.molecule.model import wanted
+    from perrin.modalities.molecule.telling import check_choice, tell_wishes
 
-    scale = options.guidance_scale if a.guidance_scale is None else a.guidance_scale
-    options = replace(options, want=wanted(model.wishes(a.want or ())) or options.want, guidance_scale=scale)
+    changes = {"guidance_scale": a.guidance_scale, "candidates": a.candidates, "guide": a.guide}
+    want = wanted(model.wishes(a.want or ())) or options.want
+    options = replace(options, want=want, **{k: v for k, v in changes.items() if v is not None})
+    check_choice(a, options)
+    model.take_guide(options)
     tell_wishes(a, model, options)
     return options
+
+
+def _guided(model: MoleculeModel, options: SamplingOptions) -> dict[str, Any]:
+    """What of the property network makes a draw what it is."""
+    if not options.want or options.candidates == 1:
+        return {}
+    assert model.guide is not None
+    return {"guide": model.guide.sha256}
 
 
 def vary(a: Namespace) -> None:
@@ -128,8 +141,9 @@ def vary(a: Namespace) -> None:
     from perrin.run.progress import progress
 
     output, model, options, molecules = _begin(a)
+    options = _with_wishes(a, model, options)
     varier = Varier(model, molecules, a.n, strength=a.strength)
-    evaluations = varier.plan(options).nfe if a.strength else 0
+    evaluations = options.evaluations(varier.plan(options)) if a.strength else 0
     if a.dry_run:
         from perrin.core.plan import plan_table
 
@@ -142,7 +156,7 @@ def vary(a: Namespace) -> None:
     key = {
         "verb": "vary", "weights": model.sha256, "seed": a.seed, "sampling": options.to_json(), "strength": a.strength,
         "n": a.n, "molecules": [_fingerprint(m) for m in molecules],
-    }  # fmt: skip
+    } | _guided(model, options)  # fmt: skip
     store = PartialStore(output, key)
     seen: dict[int, Molecule] = {}
     for indices, part in store.load():
@@ -165,11 +179,14 @@ def vary(a: Namespace) -> None:
     known = [m.properties["tanimoto"] for m in labelled if "tanimoto" in m.properties]
     mean = sum(known) / len(known) if known else float("nan")
     result = {"molecules": total, "valid": len(known), "mean_tanimoto": mean if known else None}
-    _finish(a, "vary", output, model, options, labelled, result | {"evaluations": evaluations}, begin, store)
+    result["evaluations"] = evaluations
+    told = _finish(a, "vary", output, model, options, labelled, result, begin, store)
     print(
         f"{counted(total, 'molecules')} in {output}: {len(known)} valid, of mean Tanimoto similarity "
         f"{mean:.2f} to their seed"
     )
+    for line in told:
+        print(line)
 
 
 def similarity(one: Molecule, other: Molecule) -> float | None:
@@ -244,6 +261,8 @@ def _draw(
     workers = a.workers or (cpu_count() if cpu else 1)
     if len(numbers) < 16:
         workers = 1  # starting a process costs more
+    if options.want and not a.batch:
+        batch = max(4, batch // options.candidates)
     if cpu and workers > 1:
         batch = min(batch, max(4, -(-len(numbers) // (4 * workers)) // 2 * 2))
     units = maker.units(numbers, a.seed, batch=batch)
@@ -280,12 +299,18 @@ def _finish(
     result: dict[str, Any],
     begin: float,
     store: PartialStore,
-) -> None:
+) -> list[str]:
+    """Write the molecules and the record; what there is to say of wishes."""
     from perrin.modalities.molecule.files import write_molecules
+    from perrin.modalities.molecule.telling import judge
     from perrin.run.outputs import record_path
     from perrin.run.record import record, write_record
 
-    write_molecules(output, molecules)
+    want = getattr(a, "want", None) or ()  # conformers take no wishes
+    verdict = judge(model, options, want, molecules)
+    write_molecules(output, verdict.molecules)
+    if verdict.record:
+        result = result | {"wishes": verdict.record}
     content = record(
         verb,
         a,
@@ -295,6 +320,7 @@ def _finish(
     )
     write_record(record_path(output), content)
     store.remove()
+    return verdict.lines
 
 
 def _fingerprint(molecule: Molecule) -> str:

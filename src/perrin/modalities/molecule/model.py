@@ -9,7 +9,7 @@ agree to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,15 +32,15 @@ from perrin.core import (
     Solver,
     State,
     plan_steps,
-    sample,
     sample_seeds,
 )
 from perrin.core.denoiser import Denoiser
 from perrin.core.grids import logit_normal, logit_normal_share, power
-from perrin.core.guides import Places, classifier_free, evaluations, winnow
+from perrin.core.guides import classifier_free, evaluations
 from perrin.core.replay import Mode
 from perrin.errors import PerrinError, check_count
-from perrin.modalities.molecule.fields import POSITIONS, decode, layouts_for
+from perrin.modalities.molecule.candidates import check_guide, choose_state, load_guide
+from perrin.modalities.molecule.fields import decode
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
 from perrin.modalities.molecule.properties import TABLE, Table
 from perrin.modalities.molecule.structure import Molecule
@@ -57,7 +57,6 @@ network errs by 0.85 of what it does without a look at t = 0.3, by half at 0.2, 
 settled at 0.15."""
 MOST = 256
 """Candidates."""
-_BROKEN = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +295,11 @@ class MoleculeModel:
             self._conditions[key] = {"intervals": rows}
         return self._conditions[key]
 
+    def wished(self, want: Sequence[tuple[str, float | None, float | None]], batch: int) -> Tensor | None:
+        """Wishes of `SamplingOptions` in standard units for a batch, `[B, P, 2]`; `None` where there are none."""
+        condition = self.condition(want, batch)
+        return None if condition is None else condition["intervals"]
+
     def guided(self, scale: float) -> Denoiser:
         """The denoiser with classifier-free guidance; the same object for the same scale."""
         if scale not in self._guides:
@@ -340,6 +344,17 @@ class MoleculeModel:
         row = torch.bucketize(u, edges, right=True).clamp(max=len(table) - 1)
         return torch.tensor([n for n, _ in table])[row]
 
+    def chances(self, want: Sequence[tuple[str, float | None, float | None]]) -> dict[int, float]:
+        """How likely molecules of so many atoms are to meet wishes, by the training data: `p(wishes | n)` up to a factor;
+        empty where there are no wishes or no data."""
+        if not want or self.table is None:
+            return {}
+        sizes = self.table.sizes
+        total = torch.zeros(int(sizes.max()) + 1, dtype=torch.float64)
+        total.index_add_(0, sizes, self.table.weights(self._intervals(want)))
+        counts = torch.bincount(sizes, minlength=len(total))
+        return {n: float(total[n]) / int(counts[n]) for n in range(len(total)) if counts[n]}
+
     def units(self, sizes: Tensor, *, batch: int, done: Sequence[int] = (), first: int = 0) -> list[Unit]:
         """Samples not yet done, in batches of one size, large ones first so that workers finish together.
 
@@ -369,53 +384,28 @@ class MoleculeModel:
         count = len(unit.indices)
         rows = filled(count)
         told = bool(options.want) or wishes is not None
-        if wishes is not None:
-            wishes = wishes[rows].to(self.device)
-        several = told and options.candidates > 1
+        own = None if wishes is None else wishes[rows].to(self.device)
         seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
         mask = Padded.from_sizes(torch.tensor(unit.atoms)[rows], unit.width).mask.to(self.device)
-
-        def places(size: int) -> Places:
-            """So many candidates of each molecule; the first has the molecule's own seed."""
-            each = mask.repeat_interleave(size, 0)
-            if wishes is None:
-                condition = self.condition(options.want, len(each))
-            else:
-                condition = {"intervals": wishes.repeat_interleave(size, 0)}
-            return Places(
-                layouts=layouts_for(each),
-                noise=CounterNoise((seeds[:, None] + torch.arange(size, device=self.device)).reshape(-1)),
-                condition=condition,
-                potential=self._potential(condition["intervals"], each) if several else _indifferent,
-            )
-
-        plan = options.plan(self.denoiser)
-        half = self.precision == "bf16-mixed"
         denoiser = self.guided(options.guidance_scale if told else 1.0)
-        look = options.self_condition and self.config.network.self_condition
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            if several:
-                state: State = winnow(
-                    denoiser,
-                    self.denoiser.process,
-                    plan,
-                    places,
-                    cuts=options.cuts,
-                    self_condition=look,
-                    mode=self.mode,
-                )
-            else:
-                one = places(1)
-                state = sample(
-                    denoiser,
-                    self.denoiser.process,
-                    plan,
-                    one.layouts,
-                    one.noise,
-                    condition=one.condition,
-                    self_condition=look,
-                    mode=self.mode,
-                )
+
+        def setting(size: int) -> tuple[Denoiser, Any]:
+            if own is None:
+                return denoiser, self.condition(options.want, size * len(mask))
+            return denoiser, {"intervals": own.repeat_interleave(size, 0)}
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            state = choose_state(
+                self,
+                options,
+                options.plan(self.denoiser),
+                seeds,
+                mask,
+                setting,
+                wishes=self.wished(options.want, len(mask)) if own is None else own,
+                self_condition=options.self_condition and self.config.network.self_condition,
+                mode=self.mode,
+            )
         return {k: v[:count] for k, v in state.items()}, mask[:count]
 
     def take_guide(self, options: SamplingOptions) -> None:
@@ -430,34 +420,6 @@ class MoleculeModel:
             self.guide = load_guide(options.guide, device=str(self.device))
         if options.candidates > 1:
             check_guide(self.guide, self.config, [name for name, *_ in options.want])
-
-    def _potential(self, wanted: Tensor, mask: Tensor) -> Callable[[State, Tensor], Tensor]:
-        """`log p(wishes | x_t)` by the property network, for intervals in the model's standard units; at the end, what is
-        not sound is left out if anything else is there.
-
-        Raises:
-            PerrinError: there is none, or it does not know what is wished for.
-        """
-        from perrin.modalities.molecule.metrics.tensors import sound
-
-        guide = check_guide(self.guide, self.config)
-        names = [r.name for r in guide.config.ranges]
-        theirs = torch.full((len(wanted), len(names), 2), math.inf, device=wanted.device)
-        theirs[..., 0] = -math.inf
-        for k, own in enumerate(self.config.ranges):
-            if own.name in names:
-                r = guide.config.ranges[names.index(own.name)]
-                theirs[:, names.index(own.name)] = (wanted[:, k] * own.std + (own.mean - r.mean)) / r.std
-        value = guide.log_density(theirs, mask)
-        scale = self.config.vocabulary.position_scale / guide.config.vocabulary.position_scale
-
-        def potential(x: State, t: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, enabled=False):
-                likely = value({**x, POSITIONS: x[POSITIONS].float() * scale}, t)
-            broken = (t == 0) & ~sound(x, mask, self.config.vocabulary)
-            return torch.where(broken, likely - _BROKEN, likely)
-
-        return potential
 
     def sample(
         self,
@@ -501,53 +463,6 @@ class MoleculeModel:
             with one_thread() if self.device.type == "cpu" else nullcontext():
                 molecules = self.run_unit(unit, seed, options)
             yield unit, molecules
-
-
-def check_guide(guide: Predictor | None, config: MoleculeConfig, wishes: Sequence[str] = ()) -> Predictor:
-    """The property network of a model, if it can choose among its candidates.
-
-    Arguments:
-        wishes: names of the properties that it must know.
-
-    Raises:
-        PerrinError: there is none, it knows no noise, other elements, or not all of them.
-    """
-    if guide is None:
-        raise PerrinError(
-            "expected a property network to choose among candidates, given none: name one by --guide, or leave out "
-            "--candidates"
-        )
-    if not guide.config.noisy:
-        raise PerrinError(
-            "expected a property network trained on noised molecules for --guide, given another one"
-        )
-    if guide.config.vocabulary.elements != config.vocabulary.elements:
-        raise PerrinError(
-            "expected a property network of the model's elements for --guide, given one of others"
-        )
-    if lost := [name for name in wishes if name not in {r.name for r in guide.config.ranges}]:
-        raise PerrinError(
-            f"expected a property network that knows {', '.join(lost)}, given one that knows "
-            f"{', '.join(r.name for r in guide.config.ranges)}: leave out --candidates or name another --guide"
-        )
-    return guide
-
-
-def load_guide(reference: str, *, device: str) -> Predictor:
-    """A property network by its bundle's name or path.
-
-    Raises:
-        PerrinError: there is no such bundle, or it is another one.
-    """
-    from perrin.bundle import read_bundle
-    from perrin.modalities import find_bundle
-    from perrin.modalities.molecule.predictor import Predictor
-
-    return Predictor.from_bundle(read_bundle(find_bundle(reference)), device=device)
-
-
-def _indifferent(x: State, t: Tensor) -> Tensor:
-    return torch.zeros_like(t)
 
 
 def wanted(wishes: Sequence[Wish]) -> tuple[tuple[str, float | None, float | None], ...]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,9 +41,11 @@ from perrin.modalities.molecule.fields import (
     molecule_process,
     padded,
 )
+from perrin.modalities.molecule.model import filled, make_units
 from perrin.modalities.molecule.properties import Range, ranges_from_json, standardise
 from perrin.modalities.molecule.structure import Molecule
 from perrin.nets import Complete, EquivariantTransformer, RadialBasis, TimeEmbedding
+from perrin.run.pool import one_thread
 from perrin.train import BatchPlan
 
 SUMS = ("alpha", "cv", "zpve", "u0", "u298", "h298", "g298", "r2")
@@ -190,16 +193,21 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def of(self, molecules: Sequence[Molecule], *, batch: int = 256) -> Tensor:
-        """Properties of molecules, `[M, P]`, in their own units, on the CPU; NaN for what has unknown elements."""
+        """Properties of molecules, `[M, P]`, in their own units, on the CPU; NaN for what has unknown elements.
+
+        A molecule's row does not depend on the others: molecules of one width go together, in batches that are filled up
+        (see `perrin.modalities.molecule.model`), on one thread of a CPU.
+        """
         c = self.config.vocabulary
         out = torch.full((len(molecules), len(self.config.ranges)), torch.nan, dtype=torch.float64)
         fit = [i for i, m in enumerate(molecules) if set(m.numbers.tolist()) <= set(c.elements) and len(m)]
-        fit.sort(key=lambda i: len(molecules[i]))
         device = next(self.parameters()).device
-        for k in range(0, len(fit), batch):
-            some = [molecules[i] for i in fit[k : k + batch]]
-            x, types, mask = (torch.from_numpy(v).to(device) for v in padded(some, c, width=len(some[-1])))
-            out[fit[k : k + batch]] = self.predict({POSITIONS: x, TYPES: types}, mask).cpu()
+        with one_thread() if device.type == "cpu" else nullcontext():
+            for unit in make_units([(i, len(molecules[i])) for i in fit], batch=batch):
+                some = [molecules[unit.indices[k]] for k in filled(len(unit.indices))]
+                x, types, mask = (torch.from_numpy(v).to(device) for v in padded(some, c, width=unit.width))
+                found = self.predict({POSITIONS: x, TYPES: types}, mask)
+                out[list(unit.indices)] = found[: len(unit.indices)].cpu()
         return out
 
     def log_density(self, intervals: Tensor, mask: Tensor) -> Callable[[State, Tensor], Tensor]:

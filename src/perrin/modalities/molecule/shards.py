@@ -19,11 +19,12 @@ from perrin.modalities.molecule.commands import (
     _run,
     _setup,
     _unpack,
-    _wanted,
     prepare_sampling,
 )
 from perrin.modalities.molecule.files import check_suffix, sdf_records
+from perrin.modalities.molecule.predicted import MET
 from perrin.modalities.molecule.structure import Molecule
+from perrin.modalities.molecule.telling import judge, row_of, spoken
 from perrin.modalities.molecule.textfile import is_packed, kind
 from perrin.run.atomic import atomic_path, sweep
 from perrin.run.blocks import BlockWriter, read_blocks
@@ -44,6 +45,7 @@ def block_size(batch: int) -> int:
 
 
 _INDEX = "> <index>\n"
+_MET = f"> <{MET}>\n".encode()
 
 
 class SampleShards(FileShards):
@@ -97,7 +99,6 @@ class SampleShards(FileShards):
     ) -> Iterator[tuple[Path, Iterator[str]]]:
         """The files of blocks that are to be made, and their text, as they are finished."""
         a, work = self.arguments, self.work
-        wanted = _wanted(a, work.model)
         found: dict[range, dict[int, Molecule]] = {}
         stores: dict[range, PartialStore] = {}
         owner: dict[tuple[int, ...], range] = {}
@@ -125,7 +126,9 @@ class SampleShards(FileShards):
             if len(made) < len(block):
                 for indices, part in stores[block].load():
                     made |= zip(indices, _unpack(part, work.model.name, a.seed, indices), strict=True)
-            return paths[block], sdf_records(_labelled(made[i], a.target, a.seed, i, wanted) for i in block)
+            labelled = [_labelled(made[i], a.target, a.seed, i) for i in block]
+            verdict = judge(work.model, work.options, a.want or (), labelled)
+            return paths[block], sdf_records(verdict.molecules)
 
         for block in [b for b, n in left.items() if n == 0]:
             yield finished(block)
@@ -149,6 +152,7 @@ class SampleShards(FileShards):
         if kind(path) != ".sdf":
             raise PerrinError(f"expected an output file with the suffix .sdf or .sdf.gz, given {path}")
         count = 0
+        met = judged = 0
         sweep(path)
         sweep(record_path(path))
         with atomic_path(path) as temporary:
@@ -163,6 +167,8 @@ class SampleShards(FileShards):
                                 f"delete {shard.name}.json beside it, then 'perrin run resume {folder}'"
                             )
                         out.write(record_text)
+                        judged += _MET in record_text
+                        met += _MET + b"1\n" in record_text
                         number += 1
                     if number != shard.items.stop:
                         raise PerrinError(
@@ -171,6 +177,11 @@ class SampleShards(FileShards):
                             f"{folder}'"
                         )
                     count += len(shard.items)
+        wishes: dict[str, Any] = {
+            w.name: row_of(w) for w in spoken(self.work.model, self.work.options, a.want or ())
+        }
+        if judged:
+            wishes["all"] = {"met": met / judged}
         words = ["sample", a.target, *_without_target(a.argv[1:], a.target), "-o", str(path)]
         content = record(
             "sample",
@@ -181,6 +192,7 @@ class SampleShards(FileShards):
                 "molecules": count,
                 "evaluations": self.work.options.evaluations(self.work.plan),
                 "shards": len(shards),
+                **({"wishes": wishes} if wishes else {}),
             },
             manifest=str(folder / "manifest.json"),
         )

@@ -27,21 +27,29 @@ UNITS: dict[str, dict[str, float]] = {
 """Sizes of units, by quantity (CODATA 2018; thermochemical calorie)."""
 
 
+def known_unit(unit: str, own: str, name: str) -> str:
+    """A unit of the property `name`, whose own unit is `own`, as `UNITS` spells it; case matters only for meV and MeV.
+
+    Raises:
+        PerrinError: the property has no unit, or one of another quantity.
+    """
+    sizes: Mapping[str, float] = next((sizes for sizes in UNITS.values() if own in sizes), {})
+    if unit in sizes or unit == own:
+        return unit
+    fold = {known.lower(): known for known in sizes if known.lower() != "mev"}  # MeV is another unit
+    if unit.lower() not in fold or unit.lower() == "mev":
+        wanted = f"a unit of {name} ({', '.join(sizes)})" if sizes else f"no unit for {name}"
+        raise PerrinError(f"expected {wanted}, given {unit!r}: correct it or leave it out")
+    return fold[unit.lower()]
+
+
 def convert(value: float, unit: str, own: str, name: str) -> float:
     """A number with a unit in the unit `own` of the property `name`; without a unit it is taken to be in that already.
 
     Raises:
         PerrinError: the property has no unit, or one of another quantity.
     """
-    if not unit:
+    if not unit or unit == own:
         return value
     sizes: Mapping[str, float] = next((sizes for sizes in UNITS.values() if own in sizes), {})
-    if unit in sizes:
-        return value * sizes[unit] / sizes[own]
-    fold = {
-        known.lower(): size for known, size in sizes.items() if known.lower() != "mev"
-    }  # MeV is another unit
-    if unit.lower() not in fold or unit.lower() == "mev":
-        wanted = f"a unit of {name} ({', '.join(sizes)})" if sizes else f"no unit for {name}"
-        raise PerrinError(f"expected {wanted}, given {unit!r}: correct it or leave it out")
-    return value * fold[unit.lower()] / sizes[own]
+    return value * sizes[known_unit(unit, own, name)] / sizes[own]

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import torch
 
-from perrin.core import CounterNoise, Plan, sample, sample_seeds
+from perrin.core import Plan, sample_seeds
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.fields import decode, encode, layouts_for
+from perrin.modalities.molecule.candidates import choose_state
+from perrin.modalities.molecule.fields import decode, encode
 from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions, Unit, filled, make_units
 from perrin.modalities.molecule.structure import Molecule
 
@@ -60,13 +61,19 @@ class Varier:
         rows = filled(count)
         x_0, mask = encode([seeds_of[i] for i in rows], model.config.vocabulary, width=unit.width)
         x_0, mask = {k: v.to(model.device) for k, v in x_0.items()}, mask.to(model.device)
-        layouts = layouts_for(mask)
-        noise = CounterNoise(sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(model.device))
-        process, plan = model.denoiser.process, self.plan(options)
-        t = torch.full((len(rows),), plan.start, device=model.device)
-        start = process.corrupt_state(x_0, t, noise, layouts)
-        again = model.config.network.self_condition
-        state = sample(model.denoiser, process, plan, layouts, noise, start=start, self_condition=again)
+        wishes = model.wished(options.want, len(rows))
+        guided = model.guided(1.0 if wishes is None else options.guidance_scale)
+        state = choose_state(
+            model,
+            options,
+            self.plan(options),
+            sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(model.device),
+            mask,
+            lambda size: (guided, model.condition(options.want, size * len(rows))),
+            wishes=wishes,
+            x_0=x_0,
+            self_condition=model.config.network.self_condition,
+        )
         found = decode({k: v[:count] for k, v in state.items()}, mask[:count], model.config.vocabulary)
         centres = [m.positions.mean(axis=0) for m in seeds_of]
         return [replace(m, positions=m.positions + c) for m, c in zip(found, centres, strict=True)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,18 +20,21 @@ import numpy as np
 from rdkit import rdBase
 
 from perrin.errors import PerrinError
+from perrin.modalities.molecule.predicted import MET, read_name
 from perrin.modalities.molecule.qm9_cache import cache_dir
-from perrin.modalities.molecule.ranking.columns import COLUMNS, DESCRIPTORS, descriptors, prepare
+from perrin.modalities.molecule.ranking.columns import COLUMNS, DESCRIPTORS, column_of, descriptors, prepare
 from perrin.modalities.molecule.ranking.identity import parse, reference_texts
 from perrin.modalities.molecule.ranking.rank import describe_all
 from perrin.modalities.molecule.structure import Molecule
+from perrin.modalities.molecule.units import convert
 from perrin.run.atomic import write_json
 from perrin.run.pool import map_unordered
 
 DRAWN = 2000
 """Molecules of the reference."""
 BINS = 24
-SHOWN = 5
+SHOWN, MOST = 5, 8
+"""Columns of the table: as a rule, and where predictions ask for more."""
 USUAL = ("QED", "SA", "logP", "TPSA", "MW")
 _PLAIN = {"index", "seed", "rank", "pick", "duplicate_of"}
 """Numbers that count or name a molecule: no histogram."""
@@ -83,13 +87,18 @@ def page_properties(
     columns = [
         {
             "name": n,
-            "unit": COLUMNS[n].unit if n in COLUMNS else "",
-            "meaning": COLUMNS[n].meaning if n in COLUMNS else "",
+            "unit": column.unit if column and not read_name(n) else "",  # the name of a prediction has it
+            "meaning": column.meaning if column else "",
         }
         for n in names
+        for column in [column_of(n)]
     ]
+    first = list(dict.fromkeys([*first, *predictions_first(molecules, names)]))
     usual = [n for n in USUAL if n in values]
-    shown = list(dict.fromkeys([*(n for n in first if n in values), *usual]))[:SHOWN]
+    shown = list(dict.fromkeys([*(n for n in first if n in values), *usual]))
+    shown = shown[: max(SHOWN, min(len(first), MOST))]
+    if reference == "qm9" and others:
+        others = {**others, **qm9_values([n for n in names if read_name(n)])}
     drawn = [
         n for n in names if n not in _PLAIN and (n not in COLUMNS or COLUMNS[n].kind in ("float", "int"))
     ]
@@ -100,6 +109,35 @@ def page_properties(
         "shown": shown,
         "histograms": histograms,
         "reference": {"name": label, "count": count} if count else None,
+    }
+
+
+def predictions_first(molecules: Sequence[Molecule], names: Sequence[str]) -> list[str]:
+    """Predictions to show at once: of what was wished for, if anything was, and whether the wishes are met."""
+    wanted = {
+        wish.split()[0]
+        for text in {str(m.properties.get("wanted", "")) for m in molecules}
+        for wish in re.split(r"; | and ", text)
+        if wish.strip()
+    }
+    found = [n for n in names if (pair := read_name(n)) and (not wanted or pair[0] in wanted)]
+    return found + [n for n in names if n == MET]
+
+
+def qm9_values(items: Sequence[str]) -> dict[str, list[float]]:
+    """What QM9's calculations say of the same molecules as `reference_values`, under the names of predictions."""
+    from perrin.modalities.molecule.qm9 import load_qm9
+
+    pairs = {item: pair for item in items if (pair := read_name(item)) is not None}
+    if not pairs:
+        return {}
+    data = load_qm9()
+    rows = data.split()["train"]
+    chosen = rows[np.random.default_rng(0).permutation(len(rows))[:DRAWN].tolist()]
+    return {
+        item: [convert(v, data.units[name], unit, name) for v in data.property(name)[chosen].tolist()]
+        for item, (name, unit) in pairs.items()
+        if name in data.property_names
     }
 
 

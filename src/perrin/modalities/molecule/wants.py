@@ -12,7 +12,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from perrin.errors import PerrinError
 from perrin.modalities.molecule import MODALITY
 from perrin.modalities.molecule.properties import Range, Table
 from perrin.modalities.molecule.qm9_prepare import PROPERTIES
-from perrin.modalities.molecule.units import convert
+from perrin.modalities.molecule.units import convert, known_unit
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WISH = re.compile(
@@ -34,22 +34,50 @@ _WISH = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """An interval of one property, in its own unit; an end that is open is infinite."""
+    """An interval of one property.
+
+    Arguments:
+        name: the property.
+        unit: its own, of the numbers below.
+        low, high: the ends; one that is open is infinite.
+        shown: the unit that the user named, if any.
+        said: what the user said, one text for each wish that was put together.
+    """
 
     name: str
     unit: str
     low: float = -math.inf
     high: float = math.inf
+    shown: str = ""
+    said: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """The unit to speak in: the user's, else the property's own."""
+        return self.shown or self.unit
+
+    def show(self, value: float) -> float:
+        """A value in the property's own unit, in the unit to speak in."""
+        if not self.shown or not math.isfinite(value):
+            return value
+        return float(f"{convert(value, self.unit, self.shown, self.name):.12g}")
+
+    def quote(self, *values: float, digits: int = 5) -> str:
+        """Values in the property's own unit as text, with the unit to speak in."""
+        text = " to ".join(f"{self.show(value):.{digits}g}" for value in values)
+        return f"{text} {self.told}" if self.told else text
 
     def __str__(self) -> str:
-        unit = f" {self.unit}" if self.unit else ""
+        if self.said:
+            return " and ".join(self.said)
+        low, high = (self.quote(value, digits=6) for value in (self.low, self.high))
         if self.low == self.high:
-            return f"{self.name} = {self.low:.6g}{unit}"
+            return f"{self.name} = {low}"
         if math.isinf(self.low):
-            return f"{self.name} < {self.high:.6g}{unit}"
+            return f"{self.name} < {high}"
         if math.isinf(self.high):
-            return f"{self.name} > {self.low:.6g}{unit}"
-        return f"{self.name} = {self.low:.6g}..{self.high:.6g}{unit}"
+            return f"{self.name} > {low}"
+        return f"{self.name} = {self.show(self.low):.6g}..{high}"
 
 
 def parse_wish(text: str, ranges: Sequence[Range]) -> Wish:
@@ -89,6 +117,7 @@ def parse_wish(text: str, ranges: Sequence[Range]) -> Wish:
         return value
 
     op = match["op"]
+    shown = known_unit(unit, found.unit, found.name) if unit else ""
     if match["low"] is not None:
         low, high = number("low"), number("high")
         if op != "=" or low > high:
@@ -98,7 +127,9 @@ def parse_wish(text: str, ranges: Sequence[Range]) -> Wish:
     else:
         low = number("value") if op in (">", ">=", "=") else -math.inf
         high = number("value") if op in ("<", "<=", "=") else math.inf
-    return Wish(name=found.name, unit=found.unit, low=low, high=high)
+    words = match["value"] or f"{match['low']}..{match['high']}"
+    said = " ".join(word for word in (found.name, op, words, shown or found.unit) if word)
+    return Wish(name=found.name, unit=found.unit, low=low, high=high, shown=shown, said=(said,))
 
 
 def parse_wishes(texts: Sequence[str], ranges: Sequence[Range]) -> tuple[Wish, ...]:
@@ -116,7 +147,8 @@ def parse_wishes(texts: Sequence[str], ranges: Sequence[Range]) -> tuple[Wish, .
             raise PerrinError(
                 f"expected wishes that can hold together, given {before} and {wish}: leave one of them out"
             )
-        held[wish.name] = Wish(name=wish.name, unit=wish.unit, low=low, high=high)
+        said = tuple(dict.fromkeys((*before.said, *wish.said)))
+        held[wish.name] = replace(wish, low=low, high=high, shown=before.shown or wish.shown, said=said)
     return tuple(held[r.name] for r in ranges if r.name in held)
 
 
@@ -173,8 +205,7 @@ def counsel(
     whole = intervals(wishes, ranges)
     for wish in wishes:
         r = held[wish.name]
-        unit = f" {r.unit}" if r.unit else ""
-        text = f"{wish}; training data {r.low:.5g} to {r.high:.5g}{unit}"
+        text = f"{wish}; training data {wish.quote(r.low, r.high)}"
         if table is not None:
             alone = torch.where(
                 torch.tensor([x.name == r.name for x in ranges])[:, None], whole, _open(whole)
@@ -186,8 +217,8 @@ def counsel(
         lines.append(text)
         if wish.high < r.low or wish.low > r.high:
             warnings.append(
-                f"{wish} is outside the training data, which have {r.low:.5g} to {r.high:.5g}{unit}: expect molecules near "
-                "that range, and many that are wrong"
+                f"{wish} is outside the training data, which have {wish.quote(r.low, r.high)}: expect molecules near that "
+                "range, and many that are wrong"
             )
     if table is None or warnings:
         return lines, warnings
@@ -200,9 +231,8 @@ def counsel(
             )
             column = table.z[table.inside(others), [x.name for x in ranges].index(r.name)]
             column = column[torch.isfinite(column)] * r.std + r.mean
-            unit = f" {r.unit}" if r.unit else ""
             told.append(
-                f"{r.name} is {float(column.min()):.5g} to {float(column.max()):.5g}{unit} where the others hold"
+                f"{r.name} is {wish.quote(float(column.min()), float(column.max()))} where the others hold"
                 if len(column)
                 else f"none meets the others without {r.name}"
             )

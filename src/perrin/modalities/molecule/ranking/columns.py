@@ -22,6 +22,7 @@ from rdkit.Chem import QED, Crippen, Descriptors, rdMolDescriptors
 from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
 
 from perrin.modalities.molecule.chem import graph, isomeric_smiles, sanitize, to_rdkit
+from perrin.modalities.molecule.predicted import read_name
 from perrin.modalities.molecule.structure import Molecule
 
 
@@ -86,12 +87,29 @@ IDENTITY: tuple[Column, ...] = (
     _column("known", "it is in the reference", "", "flag"),
 )
 
+CARRIED: tuple[Column, ...] = (
+    _column("wishes_met", "the property network finds all wishes met", "", "flag"),
+)
+"""Of the file, not computed again."""
+
 TEXTS: tuple[Column, ...] = (
     _column("smiles", "canonical SMILES with the stereochemistry of the geometry", "", "text"),
     _column("pains_alerts", "names of the PAINS alerts", "", "text"),
 )
 
-COLUMNS: dict[str, Column] = {c.name: c for c in (*DESCRIPTORS, *XTB, STRAIN, *IDENTITY, *TEXTS)}
+COLUMNS: dict[str, Column] = {c.name: c for c in (*DESCRIPTORS, *XTB, STRAIN, *CARRIED, *IDENTITY, *TEXTS)}
+
+
+def column_of(name: str) -> Column | None:
+    """What is known of a column: one of `COLUMNS`, or a prediction, whose unit is in its name."""
+    if (column := COLUMNS.get(name)) is not None:
+        return column
+    predicted = read_name(name)
+    if predicted is None:
+        return None
+    return Column(
+        name=name, unit=predicted[1], meaning=f"{predicted[0]}, by a property network from the geometry"
+    )
 
 
 def sanitized(molecule: Molecule) -> Chem.Mol | None:

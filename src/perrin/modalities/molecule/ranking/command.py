@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
-from perrin.errors import PerrinError, counted
+from perrin.errors import PerrinError, counted, warn
 from perrin.modalities.molecule import ranked_beside
 from perrin.modalities.molecule.files import read_molecules
-from perrin.modalities.molecule.ranking.columns import COLUMNS
+from perrin.modalities.molecule.predicted import DEFAULT
+from perrin.modalities.molecule.ranking.columns import COLUMNS, column_of
 from perrin.modalities.molecule.ranking.identity import read_known
-from perrin.modalities.molecule.ranking.rank import Ranked, RankOptions, rank
+from perrin.modalities.molecule.ranking.rank import Ranked, RankOptions, rank, understood
 from perrin.modalities.molecule.ranking.table import check_table, write_table
-from perrin.modalities.molecule.ranking.wishes import parse_keys, parse_where
 from perrin.run.outputs import read_record, record_path
 from perrin.run.pool import cpu_count
 from perrin.run.progress import progress
@@ -33,16 +34,14 @@ def run(a: Namespace) -> None:
         where=tuple(a.where or ()),
         duplicates=a.duplicates,
         known=a.known,
+        predict=a.predict_by or (DEFAULT if a.predict else ""),
         xtb=a.xtb,
         diverse=a.diverse,
         top=a.top,
         workers=a.workers if a.workers is not None else cpu_count(),
     )
     molecules = read_molecules(source)
-    items = {k for m in molecules for k, v in m.properties.items() if isinstance(v, int | float)}
-    parse_keys(options.by, items)  # said before a reference is read, which may take long
-    for text in options.where:
-        parse_where(text, items)
+    understood(options, molecules)  # said before a reference is read, which may take long
     known = read_known(a.reference, options.workers) if a.reference else None
     if known is not None and known.skipped:
         print(
@@ -57,13 +56,16 @@ def run(a: Namespace) -> None:
         raise PerrinError(
             f"expected molecules that pass, given none of {len(molecules)} ({steps or 'all dropped'}): loosen a filter"
         )
+    if ranked.strange:
+        warn(ranked.strange)
     write_table(output, ranked.molecules, ranked.columns)
     content = record(
         "rank",
         a,
         source={"path": str(source), "sha256": file_digest(source), "run": read_record(source) or None},
         reference=None if known is None else {"name": known.name, "molecules": known.count},
-        units={c: COLUMNS[c].unit for c in ranked.columns if c in COLUMNS and COLUMNS[c].unit},
+        units={c: column.unit for c in ranked.columns if (column := column_of(c)) and column.unit},
+        predicted=None if ranked.predicted is None else asdict(ranked.predicted),
         result=ranked.counts,
     )
     write_record(record_path(output), content)
@@ -91,7 +93,9 @@ def _show(ranked: Ranked, output: Path) -> None:
     from rich.table import Table
 
     keys = [key.name for key in ranked.keys]
-    names = list(dict.fromkeys(["rank", *keys, "QED", "SA", "logP", "MW", "duplicate", "known"]))
+    names = list(
+        dict.fromkeys(["rank", *keys, "QED", "SA", "logP", "MW", "wishes_met", "duplicate", "known"])
+    )
     names = [n for n in names if n in ranked.columns or n in keys]
     table = Table(title=f"by {', then '.join(map(str, ranked.keys))}")
     for name in (*names, "SMILES"):
@@ -106,6 +110,8 @@ def _show(ranked: Ranked, output: Path) -> None:
     console.print(table)
     if len(ranked.molecules) > SHOWN:
         print(f"the first {SHOWN} of {len(ranked.molecules)}; all are in {output}")
+    if ranked.predicted is not None:
+        print(ranked.predicted.about)
     counts = ranked.counts
     about = [f"{counts['invalid']} invalid", f"{counted(counts['duplicates'], 'duplicates')}"]
     about += [f"{counts['known']} known"] if "known" in counts else []

@@ -1,8 +1,8 @@
 """Ranking: describe, filter, mark, sort, pick.
 
 In this order, so that what is costly is done for few: RDKit descriptors and identity of all molecules; filters on
-them; GFN2-xTB of what is left, and the filters on that; the sort; `diverse`; `top`. Every number of a molecule
-depends on that molecule alone, so the result does not depend on the number of processes.
+them; predictions and GFN2-xTB of what is left, and the filters on those; the sort; `diverse`; `top`. Every number of a
+molecule depends on that molecule alone, so the result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,27 @@ from typing import Any
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.metrics.packages import require
-from perrin.modalities.molecule.ranking.columns import COLUMNS, STRAIN, XTB, describe, prepare, sanitized
+from perrin.modalities.molecule.predicted import DEFAULT, Asked, asked, predict, read_name, without
+from perrin.modalities.molecule.ranking.columns import (
+    CARRIED,
+    COLUMNS,
+    STRAIN,
+    XTB,
+    describe,
+    prepare,
+    sanitized,
+)
 from perrin.modalities.molecule.ranking.diverse import pick_diverse
 from perrin.modalities.molecule.ranking.identity import Keys, Known, duplicates, keys_of
-from perrin.modalities.molecule.ranking.wishes import Key, order, parse_keys, parse_where
+from perrin.modalities.molecule.ranking.wishes import (
+    Key,
+    Where,
+    in_items,
+    name_of,
+    order,
+    parse_keys,
+    parse_where,
+)
 from perrin.modalities.molecule.ranking.xtb import single_point, strain
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.pool import map_unordered
@@ -38,6 +55,8 @@ class RankOptions:
         by: sort keys, see `wishes.parse_keys`.
         where: filters, all of which must hold, see `wishes.parse_where`.
         duplicates, known: `mark` (a column) or `drop`.
+        predict: the bundle of a property network, whose predictions are added after the other filters; the one that ships if
+            a key or filter names a prediction that the file does not have.
         xtb: compute the columns `XTB` of all that pass the other filters, even if no key or filter names one.
         diverse: keep this many, picked by MaxMin from the best one on.
         top: keep this many of the best.
@@ -48,6 +67,7 @@ class RankOptions:
     where: tuple[str, ...] = ()
     duplicates: str = "mark"
     known: str = "mark"
+    predict: str = ""
     xtb: bool = False
     diverse: int | None = None
     top: int | None = None
@@ -72,12 +92,35 @@ class Ranked:
         keys: what they were sorted by.
         columns: names of the columns that were added.
         counts: how many were read, are invalid, duplicate, known, left by each filter, and kept.
+        predicted: by which network and in which units, if by any.
+        strange: one line on molecules that it has nothing to say of.
     """
 
     molecules: tuple[Molecule, ...]
     keys: tuple[Key, ...]
     columns: tuple[str, ...]
     counts: dict[str, int]
+    predicted: Asked | None = None
+    strange: str = ""
+
+
+def understood(
+    options: RankOptions, molecules: Sequence[Molecule]
+) -> tuple[tuple[Key, ...], list[Where], Asked | None]:
+    """Sort keys, filters and predictions that are asked for.
+
+    Raises:
+        PerrinError: one of them cannot be understood.
+    """
+    items = {k for m in molecules for k, v in m.properties.items() if isinstance(v, int | float)} - {*_OWN}
+    words = [(word.strip().lstrip("+-"), "") for word in options.by.split(",")]
+    words += [name_of(text) for text in options.where]
+    predictions = None
+    if options.predict or any(read_name(word) and not in_items(word, items) for word, _ in words):
+        predictions = asked(options.predict or DEFAULT, items, words)
+        items = {item for item in items if (read_name(item) or ("",))[0] not in predictions.units}
+        items |= set(predictions.items.values())
+    return parse_keys(options.by, items), [parse_where(text, items) for text in options.where], predictions
 
 
 def rank(
@@ -104,9 +147,7 @@ def rank(
         raise PerrinError(
             f"expected molecules with bonds, given molecule {bare} without (an XYZ file has none): give an SDF or SMILES"
         )
-    items = {k for m in molecules for k, v in m.properties.items() if isinstance(v, int | float)} - {*_OWN}
-    keys = parse_keys(options.by, items)
-    wheres = [parse_where(text, items) for text in options.where]
+    keys, wheres, predictions = understood(options, molecules)
     named = {key.name for key in keys} | {where.name for where in wheres}
     if options.known == "drop" and known is None:
         raise PerrinError(
@@ -114,7 +155,8 @@ def rank(
         )
     if "known" in named and known is None:
         raise PerrinError("expected --reference with the property known, given none: name the molecules")
-    costly = [w for w in wheres if w.name in _XTB or w.name == STRAIN.name]
+    predicted = set(predictions.items.values()) if predictions else set()
+    costly = [w for w in wheres if w.name in (*_XTB, STRAIN.name, *predicted)]
     wants_xtb, wants_strain = options.xtb or bool(named & _XTB), STRAIN.name in named
     if wants_xtb or wants_strain:
         require("tblite", "GFN2-xTB")
@@ -124,7 +166,7 @@ def rank(
     found: list[Keys] = []
     parts = _spread(_describe, molecules, options.workers, lambda n: advance("describing", n, len(molecules)))
     for molecule, (values, pair) in zip(molecules, parts, strict=True):
-        rows.append({k: v for k, v in molecule.properties.items() if k not in (*COLUMNS, *_OWN)} | values)
+        rows.append({k: v for k, v in molecule.properties.items() if not _renewed(k, predictions)} | values)
         found.append(pair)
     first = duplicates(found)
     for row, pair, origin in zip(rows, found, first, strict=True):
@@ -146,6 +188,15 @@ def rank(
     ]
     for where in wheres:
         if where not in costly:
+            left = [i for i in left if where(rows[i])]
+            counts[where.text] = len(left)
+    strange = ""
+    if predictions is not None:
+        chosen = [i for i in left if rows[i]["valid"]]
+        strange = _predict(
+            predictions, [molecules[i] for i in chosen], [rows[i] for i in chosen], advance, options.workers
+        )
+        for where in [w for w in costly if w.name in predicted]:
             left = [i for i in left if where(rows[i])]
             counts[where.text] = len(left)
     for wanted, work, stage in (
@@ -184,6 +235,7 @@ def rank(
         for name in ("rank", "pick", *COLUMNS, "duplicate_of")
         if any(name in rows[i] for i in left) or name in named
     ]
+    columns += sorted(predicted) if predictions else []
     return Ranked(
         molecules=tuple(
             dataclasses.replace(molecules[i], properties=_sorted(rows[i], columns)) for i in left
@@ -191,7 +243,41 @@ def rank(
         keys=keys,
         columns=tuple(columns),
         counts=counts,
+        predicted=predictions,
+        strange=strange,
     )
+
+
+def _renewed(item: str, predictions: Asked | None) -> bool:
+    """Whether a data item of the file is computed again."""
+    if predictions is not None and (pair := read_name(item)) is not None:
+        return pair[0] in predictions.units
+    return item in _OWN or (item in COLUMNS and COLUMNS[item] not in CARRIED)
+
+
+def _predict(
+    predictions: Asked,
+    molecules: Sequence[Molecule],
+    rows: Sequence[dict[str, Any]],
+    advance: Callable[[str, int, int], None],
+    workers: int,
+) -> str:
+    """Add predictions to the rows of molecules; one line on those that get none."""
+    from perrin.modalities.molecule.candidates import load_guide
+
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        advance("predicting", done, len(molecules))
+
+    network = load_guide(predictions.reference, device="cpu")
+    few = len(molecules) <= FEW
+    found = predict(network, molecules, predictions.units, workers=1 if few else workers, told=told)
+    for row, items in zip(rows, found.items, strict=True):
+        row |= items
+    return without(found.strange)
 
 
 def describe_all(molecules: Sequence[Molecule], workers: int = 1) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.files import write_sdf
-from perrin.modalities.molecule.ranking.columns import COLUMNS
+from perrin.modalities.molecule.ranking.columns import column_of
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.atomic import atomic_path, write_text
 
@@ -77,7 +77,7 @@ def _rows(molecules: Sequence[Molecule], columns: Sequence[str]) -> tuple[list[s
 
 
 def _kind(pa: Any, name: str, rows: Sequence[dict[str, Any]]) -> Any:
-    column = COLUMNS.get(name)
+    column = column_of(name)
     if column is not None:
         return {"float": pa.float64(), "int": pa.int64(), "flag": pa.bool_(), "text": pa.string()}[
             column.kind
@@ -97,5 +97,5 @@ def _cell(value: Any, field: Any, pa: Any) -> Any:
 
 
 def _about(name: str) -> dict[str, str] | None:
-    column = COLUMNS.get(name)
+    column = column_of(name)
     return {"meaning": column.meaning, "unit": column.unit} if column else None

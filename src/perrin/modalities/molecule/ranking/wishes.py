@@ -18,7 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.ranking.columns import COLUMNS, DESCRIPTORS, IDENTITY, STRAIN, XTB
+from perrin.modalities.molecule.predicted import PREFIX, read_name
+from perrin.modalities.molecule.ranking.columns import (
+    CARRIED,
+    COLUMNS,
+    DESCRIPTORS,
+    IDENTITY,
+    STRAIN,
+    XTB,
+    column_of,
+)
 from perrin.modalities.molecule.units import convert
 
 _FLAGS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
@@ -129,7 +138,7 @@ def find_name(word: str, items: Collection[str] = ()) -> str:
     Raises:
         PerrinError: there is none, or it is a text.
     """
-    known = {c.name.lower(): c for c in COLUMNS.values()}
+    known = {c.name.lower(): c for c in COLUMNS.values() if c not in CARRIED or c.name in items}
     known |= {alias.lower(): c for c in COLUMNS.values() for alias in c.aliases}
     column = known.get(word.lower())
     if column is not None and column.kind != "text":
@@ -139,10 +148,27 @@ def find_name(word: str, items: Collection[str] = ()) -> str:
     folded = [item for item in items if item.lower() == word.lower()]
     if column is None and len(folded) == 1:
         return folded[0]
+    if column is None and (bare := in_items(word, items)):
+        return bare
     names = [c.name for c in (*DESCRIPTORS, *XTB, STRAIN, *IDENTITY)] + sorted(set(items) - set(COLUMNS))
     near = difflib.get_close_matches(word.lower(), [n.lower() for n in names], 1)
     hint = next((f"did you mean {n}?" for n in names if near and n.lower() == near[0]), "choose one of them")
     raise PerrinError(f"expected a property with numbers ({', '.join(names)}), given {word!r}: {hint}")
+
+
+def in_items(word: str, items: Collection[str]) -> str:
+    """The data item that a prediction's name is, or the only one that it is without its unit; else an empty text."""
+    same = [item for item in items if item == word] or [i for i in items if i.lower() == word.lower()]
+    pairs = {item: pair for item in items if (pair := read_name(item)) is not None}
+    bare = [item for item, (name, _) in pairs.items() if PREFIX + name.lower() == word.lower()]
+    found = same or bare
+    return found[0] if len(found) == 1 else ""
+
+
+def name_of(text: str) -> tuple[str, str]:
+    """The name in a filter and the unit beside its number, as they were written; empty where there are none."""
+    match = _FILTER.fullmatch(text)
+    return (match["name"], match["unit"] or "") if match else ("", "")
 
 
 def to_unit(value: float, unit: str, name: str) -> float:
@@ -151,7 +177,7 @@ def to_unit(value: float, unit: str, name: str) -> float:
     Raises:
         PerrinError: the property has no unit, or one of another quantity.
     """
-    column = COLUMNS.get(name)
+    column = column_of(name)
     return convert(value, unit, column.unit if column else "", name)
 
 
