@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import replace
@@ -19,13 +20,16 @@ import networkx
 from rdkit import Chem
 from test_network import SMALL
 
+from perrin.bundle import read_bundle
 from perrin.cli import main
 from perrin.core import GeneratorNoise, State
+from perrin.modalities import find_bundle
 from perrin.modalities.molecule import rollouts
 from perrin.modalities.molecule.chem import add_geometry
+from perrin.modalities.molecule.dataset import Bucket
 from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, decode, encode, layouts_for
 from perrin.modalities.molecule.metrics.bonds import bonds
-from perrin.modalities.molecule.metrics.tensors import contents, sound
+from perrin.modalities.molecule.metrics.tensors import contents, environments, sound
 from perrin.modalities.molecule.model import SamplingOptions
 from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
 from perrin.modalities.molecule.parts import FLAGS, PartsLaw, pairs
@@ -189,6 +193,79 @@ def test_contents_are_what_rdkit_counts() -> None:
             )
         ]
         assert row == expected, s
+
+
+def test_environments_are_the_subtrees_of_the_graph() -> None:
+    """Two atoms have one label exactly where the graph, unrolled so far, is the same; the order of atoms is nothing."""
+    task, _ = make()
+    smiles = (*SMILES, "C1=CC=CO1", "N#CC=C", "CC(C)=O", "OCC(C)O", "C12CC1C2", "NC=O")
+    molecules = [add_geometry(s) for s in smiles]
+    state, mask = encode(molecules, task.vocabulary, width=24)
+    found = environments(state, mask, task.vocabulary)
+    turned = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    other = {k: v[:, turned] for k, v in state.items()}
+    other[BONDS] = other[BONDS][:, :, turned]
+    assert torch.equal(environments(other, mask[:, turned], task.vocabulary), found[:, turned])
+    for radius in range(3):
+        known: dict[Any, int] = {}
+        for row, molecule in zip(found[..., radius].tolist(), molecules, strict=True):
+            near: list[list[tuple[int, int]]] = [[] for _ in molecule.numbers]
+            assert molecule.bonds is not None
+            for i, j, order in molecule.bonds.tolist():
+                near[i].append((j, order))
+                near[j].append((i, order))
+            trees: list[Any] = list(zip(molecule.numbers.tolist(), molecule.charges.tolist(), strict=True))
+            for _ in range(radius):
+                trees = [
+                    (repr(trees[i]), sorted((o, repr(trees[j])) for j, o in near[i]))
+                    for i in range(len(trees))
+                ]
+            for z, label, tree in zip(molecule.numbers.tolist(), row, trees, strict=False):
+                assert (label == 0) == (z == 1)
+                if label:
+                    assert known.setdefault(repr(tree), label) == label
+            assert not any(row[len(trees) :])
+        assert len(set(known.values())) == len(known) > 5
+
+
+def test_polished_molecules_keep_their_graph_and_lose_their_errors() -> None:
+    """Geometries 0.1 Å off come out with bonds as long as the network would have made them."""
+    bundle = read_bundle(find_bundle("molecule/qm9"))
+    config = MoleculeConfig.from_json(bundle.config["model"])
+    denoiser = build_denoiser(config)
+    weights = bundle.weights()
+    for name, p in denoiser.named_parameters():
+        p.data.copy_(weights[name])
+    molecules = [add_geometry(s) for s in ("CC(=O)OC", "C1CCOC1", "N#CCCO", "CC(C)C=O", "c1cc[nH]c1C") * 8]
+    x_0, mask = encode(molecules, config.vocabulary, width=16)
+    unknown = torch.full((len(mask), len(config.ranges)), math.nan, dtype=torch.float64)
+    bucket = Bucket(state=x_0, mask=mask, values=unknown)
+    task = RolloutTask(
+        denoiser,
+        config,
+        [bucket],
+        batch=len(mask),
+        seed=0,
+        sampling=SamplingOptions(**bundle.config["sampling"]),
+    )
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.1 / config.vocabulary.position_scale * torch.randn(x_0[POSITIONS].shape, generator=generator)
+    noise = (noise - (noise * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]) * mask[
+        ..., None
+    ]
+    off = {**x_0, POSITIONS: x_0[POSITIONS] + noise}
+    with torch.no_grad():
+        out, kept = task._polished(task.teacher, off, mask, generator, None)
+    assert float(kept.float().mean()) > 0.9
+    assert torch.equal(out[BONDS][kept], x_0[BONDS][kept])
+    bonded = (x_0[BONDS] > 0)[kept]
+
+    def error(x: Tensor) -> float:
+        lengths = [torch.cdist(p[kept], p[kept])[bonded] for p in (x, x_0[POSITIONS])]
+        return float((lengths[0] - lengths[1]).abs().median()) * config.vocabulary.position_scale
+
+    assert error(off[POSITIONS]) > 0.06
+    assert error(out[POSITIONS]) < 0.02  # MMFF94's lengths are themselves 0.01 Å off those of DFT
 
 
 def test_tilted_weights_have_the_wanted_mean_and_leave_the_rest() -> None:
