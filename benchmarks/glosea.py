@@ -2,7 +2,7 @@
 
     pip install iris-sample-data
     perrin data weather/sst --file cobe_sst_2deg_1950_2009.nc -o sst5.nc
-    perrin data weather/ensemble --file "$(python -c 'import iris_sample_data as d; print(d.path)')/GloSea4" --like sst5.nc -o glosea5.nc
+    perrin data weather/ensemble --file GloSea4 --like sst5.nc -o glosea5.nc       # the folder in iris_sample_data.path
     perrin forecast weather/sst --file cobe_sst_2deg_1950_2009.nc --start 2009-07 --members 50 --months 6 -o ours.nc
     python benchmarks/glosea.py glosea5.nc ours.nc sst5.nc
 

@@ -1,19 +1,25 @@
 """Truth for `benchmarks/speedy.py`: many runs of SPEEDY side by side, and truth ensembles of held-out dates.
 
-    python benchmarks/speedy_truth.py truth/ --states states/          # jcm and JAX: a GPU, 200 s for 20 000 model days
+    pip install 'perrin[speedy]'                                       # jcm and JAX; jax[cuda12] too for a GPU
+    python benchmarks/speedy_truth.py truth/ --states states/          # a GPU: 200 s for 20 000 model days
     python benchmarks/speedy_truth.py truth/ --states states/ --batch 8 --tests 2 --members 2 --days 8 --spinup 4 --leads 2 \
-        --rest 5 --checkpoints 3                                       # whether it runs: minutes on a CPU
+        --rest 5 --checkpoints 3                                       # whether it runs: 4 minutes on 2 CPU cores
+    python benchmarks/speedy_truth.py truth/ --growth                  # the growth of errors of what is there
 
-`--states` is a folder of checkpoints through a year (`perrin.modalities.weather.speedy.Speedy.save`); if it is empty
-it is filled, from rest, two years of model time on one core. jcm's step is batched with `jax.vmap`: in float32 a run
-in a batch and the same run alone differ by 1e-7 to 9e-6 of a field's largest number after 6 steps, and so does one
-state in two places of a batch.
+`--states` is a folder of checkpoints through a year (`perrin.modalities.weather.speedy.Speedy.save`); what is missing is
+made, from rest: two years of model time, an hour or two on one core, and on from the last one after a stop. jcm's step is
+batched with `jax.vmap`: in float32 a run in a batch and the same run alone differ by 1e-7 to 9e-6 of a field's largest
+number after 6 steps, and so does one state in two places of a batch.
 
 A run starts from a checkpoint plus 0.3 times the difference of two others of its season. The last `--tests` runs are
 held out. On day `--spinup` of each an error is put into the whole state: a normal combination of the season's
 anomalies, `--size` of their standard deviation. Truth x, centre c = x + e_0 and members c + e_k are then draws of one
 distribution; the analysis is theirs of two days later. Written are arrays for numpy, in the model's units, of seven
 fields on the Gauss grid of 32 × 64.
+
+Then the growth of errors is told, by days from the analysis: the RMSE of the centre, which is a forecast by the true model,
+that of the members' mean, and SSR, which is 1 where truth and members are draws of one distribution; the centre's square
+error ends at twice the climate's variance, and the mean's at the variance.
 """
 
 from __future__ import annotations
@@ -36,7 +42,8 @@ NAMES = ("zg510", "ta835", "hus835", "ua835", "va835", "ua340", "ps")
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", type=Path)
-    p.add_argument("--states", type=Path, required=True)
+    p.add_argument("--states", type=Path, help="a folder of checkpoints")
+    p.add_argument("--growth", action="store_true", help="of errors in OUT; simulate nothing")
     p.add_argument("--batch", type=int, default=156, help="runs side by side, a multiple of members + 2")
     p.add_argument("--members", type=int, default=50)
     p.add_argument("--tests", type=int, default=24, help="runs that are held out")
@@ -47,8 +54,58 @@ def main() -> None:
     p.add_argument("--checkpoints", type=int, default=25, help="15 days apart, if there are none yet")
     p.add_argument("--rest", type=int, default=365, help="days from rest to the first of them")
     a = p.parse_args()
-    a.out.mkdir(parents=True, exist_ok=True)
-    Runs(a).write()
+    if not a.growth:
+        check(p, a)
+        a.out.mkdir(parents=True, exist_ok=True)
+        Runs(a).write()
+    growth(a.out)
+
+
+def check(p: argparse.ArgumentParser, a: argparse.Namespace) -> None:
+    """Say which numbers do not go together."""
+    group = a.members + 2
+    if a.states is None:
+        p.error("expected --states with a folder of checkpoints or one to fill, given none")
+    if a.members < 2 or a.batch % group:
+        p.error(f"expected --batch as a multiple of --members + 2 = {group}, given {a.batch}")
+    if a.tests < a.batch // group or a.tests >= a.batch:
+        p.error(
+            f"expected --tests from {a.batch // group} to {a.batch - 1} of {a.batch} runs, given {a.tests}"
+        )
+    if not 0 < a.spinup < a.days or a.days < 6:
+        p.error(f"expected --days of at least 6 with --spinup within, given {a.days} and {a.spinup}")
+    if a.checkpoints < 3 or a.leads < 1:
+        p.error(f"expected --checkpoints 3 and --leads 1 at least, given {a.checkpoints} and {a.leads}")
+
+
+def growth(out: Path) -> None:
+    """Print the growth of errors of the truth ensembles."""
+    files = sorted(out.glob("truth*_states.npy"))
+    y = np.concatenate([np.load(f) for f in files]).astype("f8")  # [dates, 2 + M, days, C, rows, columns]
+    x = np.load(out / "train_states.npy").astype("f8")
+    weight = gauss_latitudes(32)[1].numpy()[:, None]
+    weight = weight / weight.sum() / 64
+
+    def area(v: Any) -> Any:
+        return (v * weight).sum((-2, -1))
+
+    climate = area(x.var((0, 1)))
+    members = y.shape[1] - 2
+    mean = y[:, 2:].mean(1)
+    centre, error = (area((f - y[:, 0]) ** 2).mean(0) for f in (y[:, 1], mean))
+    spread = area(y[:, 2:].var(1, ddof=1)).mean(0)
+    ssr = np.sqrt((members + 1) / members * spread / error)
+    print(f"{len(y)} dates, {members} members; square errors as shares of the runs' own variance over time")
+    for c, name in enumerate(NAMES):
+        print(f"{name:>8}  day  centre    mean   SSR")
+        for day in range(y.shape[2] - 1):
+            k = day + 1  # the first is the day before the analysis
+            shares = [v[k, c] / climate[c] for v in (centre, error)]
+            print(f"{day:>13} {shares[0]:7.4f} {shares[1]:7.4f} {ssr[k, c]:5.2f}")
+    if y.shape[2] > 5:
+        rate = np.log(centre[5] / centre[1]) / 8  # of the error itself, a day
+        times = ", ".join(f"{n} {np.log(2) / r:.1f}" if r > 0 else f"{n} –" for n, r in zip(NAMES, rate))
+        print(f"days in which the centre's error doubles, from day 0 to 4: {times}")
 
 
 class Runs:
@@ -56,8 +113,6 @@ class Runs:
 
     def __init__(self, a: argparse.Namespace) -> None:
         self.a, self.group = a, a.members + 2
-        assert a.batch % self.group == 0
-        assert a.batch > a.tests
         self.speedy = Speedy(12, step=30)
         import jax
 
@@ -70,15 +125,25 @@ class Runs:
     def checkpoints(self) -> list[tuple[list[Any], Any]]:
         """Dynamical states and clocks through a year."""
         a, model, out = self.a, self.speedy, []
-        a.states.mkdir(exist_ok=True)
-        paths = sorted(a.states.glob("*.state"))
+        a.states.mkdir(parents=True, exist_ok=True)
+        paths, key = sorted(a.states.glob("*.state")), a.states / "rest.json"
+        if paths and len(paths) < a.checkpoints and not key.exists():
+            raise SystemExit(
+                f"expected {a.checkpoints} checkpoints in {a.states}, given {len(paths)}: --checkpoints"
+            )
+        if key.exists() and json.loads(key.read_text()) != a.rest:
+            raise SystemExit(
+                f"expected --rest {key.read_text()} as in {a.states}, given {a.rest}: take another folder"
+            )
         if not paths:
-            model.run(a.rest)
-            for k in range(a.checkpoints):
-                model.save(a.states / f"{k:02d}.state")
-                if k + 1 < a.checkpoints:
-                    model.run(15)
-            paths = sorted(a.states.glob("*.state"))
+            key.write_text(json.dumps(a.rest))
+        for k in range(len(paths), a.checkpoints):  # on from the last
+            if k:
+                model.restore(a.states / f"{k - 1:02d}.state")
+            model.run(15 if k else a.rest)
+            model.save(a.states / f"{k:02d}.state")
+            print(f"checkpoint {k + 1} of {a.checkpoints}", flush=True)
+        paths = sorted(a.states.glob("*.state"))
         for path in paths:
             model.restore(path)
             leaves = [np.asarray(x) for x in self.jax.tree_util.tree_leaves(model.state())]

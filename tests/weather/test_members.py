@@ -169,7 +169,10 @@ def test_states_by_time_with_levels(tmp_path: Path) -> None:
         days = np.arange(1 + member, 40)
         fields = np.array([[value(member, d, p) for p in levels] for d in days])[..., None, None]
         dataset = xr.Dataset(
-            {"ta": (("time", "plev", "lat", "lon"), np.broadcast_to(fields, (len(days), 2, 6, 8)))},
+            {
+                "ta": (("time", "plev", "lat", "lon"), np.broadcast_to(fields, (len(days), 2, 6, 8))),
+                "orog": (("lat", "lon"), np.zeros((6, 8))),  # constant: left out
+            },
             {
                 "time": [
                     cftime.datetime(2001, 1 + (d - 1) // 30, (d - 1) % 30 + 1, calendar="360_day")

@@ -255,9 +255,12 @@ def gather(members: Sequence[Member], out: str | Path, like: Fields | None = Non
     time = ("forecast_reference_time", "forecast_period") if found.is_forecast else ("time",)
     coords = found.coordinates | {n: (n, getattr(grid, n)) for n in ("latitude", "longitude")}
     template = xr.Dataset(coords=coords)
+    moving = {  # not what is constant, such as an orography
+        part: p for part, p in first.parts.items() if {"time", *time} & {*first.dataset[p.variable].dims}
+    } or first.parts
     kept = ("standard_name", "long_name", "units", "cell_methods")
     fields = {}
-    for part, p in first.parts.items():
+    for part, p in moving.items():
         words = {k: str(v) for k, v in first.dataset[p.variable].attrs.items() if k in kept}
         if found.is_forecast:  # CF's word for what has been averaged
             methods = {
@@ -268,7 +271,7 @@ def gather(members: Sequence[Member], out: str | Path, like: Fields | None = Non
     folder = out.with_name(out.name + ".partial")
     store = folder / "data.zarr"
     folder.mkdir(parents=True, exist_ok=True)
-    names = {part: part.replace("@", "") for part in first.parts}
+    names = {part: part.replace("@", "") for part in moving}
     try:
         create_store(
             store,
