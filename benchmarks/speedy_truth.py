@@ -1,15 +1,17 @@
 """Truth for `benchmarks/speedy.py`: many runs of SPEEDY side by side, and truth ensembles of held-out dates.
 
     pip install 'perrin[speedy]'                                       # jcm and JAX; jax[cuda12] too for a GPU
-    python benchmarks/speedy_truth.py truth/ --states states/          # a GPU: 200 s for 20 000 model days
-    python benchmarks/speedy_truth.py truth/ --states states/ --batch 8 --tests 2 --members 2 --days 8 --spinup 4 --leads 2 \
-        --rest 5 --checkpoints 3                                       # whether it runs: 4 minutes on 2 CPU cores
+    python benchmarks/speedy_truth.py truth/ --states states/          # full size: a GPU, 200 s for 20 000 model days
+    python benchmarks/speedy_truth.py truth/ --states states/ --batch 20 --tests 2 --members 8 --days 8 --spinup 6 --leads 6
+                                                                       # small: 10 minutes on 2 busy CPU cores
+    python benchmarks/speedy_truth.py truth/ --states new/ --batch 8 --tests 2 --members 2 --days 8 --spinup 4 --leads 2 \
+        --rest 5 --checkpoints 3                                       # whether it runs: 4 minutes, no climate yet
     python benchmarks/speedy_truth.py truth/ --growth                  # the growth of errors of what is there
 
 `--states` is a folder of checkpoints through a year (`perrin.modalities.weather.speedy.Speedy.save`); what is missing is
-made, from rest: two years of model time, an hour or two on one core, and on from the last one after a stop. jcm's step is
-batched with `jax.vmap`: in float32 a run in a batch and the same run alone differ by 1e-7 to 9e-6 of a field's largest
-number after 6 steps, and so does one state in two places of a batch.
+made, from rest: two years of model time, half an hour to an hour on one core, and on from the last one after a stop.
+jcm's step is batched with `jax.vmap`: in float32 a run in a batch and the same run alone differ by 1e-7 to 9e-6 of a
+field's largest number after 6 steps, and so does one state in two places of a batch.
 
 A run starts from a checkpoint plus 0.3 times the difference of two others of its season. The last `--tests` runs are
 held out. On day `--spinup` of each an error is put into the whole state: a normal combination of the season's
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -78,32 +81,46 @@ def check(p: argparse.ArgumentParser, a: argparse.Namespace) -> None:
         p.error(f"expected --checkpoints 3 and --leads 1 at least, given {a.checkpoints} and {a.leads}")
 
 
-def growth(out: Path) -> None:
-    """Print the growth of errors of the truth ensembles."""
-    files = sorted(out.glob("truth*_states.npy"))
-    y = np.concatenate([np.load(f) for f in files]).astype("f8")  # [dates, 2 + M, days, C, rows, columns]
-    x = np.load(out / "train_states.npy").astype("f8")
-    weight = gauss_latitudes(32)[1].numpy()[:, None]
-    weight = weight / weight.sum() / 64
+def grown(x: Any, y: Any) -> dict[str, Any]:
+    """Growth of errors, `[days, C]` each from the analysis on.
+
+    Arguments:
+        x: states of runs, `[R, T, C, rows, columns]`.
+        y: truth, centre and members of dates, `[D, 2 + M, 1 + days, C, rows, columns]`, from the day before the analysis on.
+
+    Returns:
+        Square errors of the centre and of the members' mean as shares of the variance of x, and SSR.
+    """
+    weight = gauss_latitudes(y.shape[-2])[1].numpy()[:, None]
+    weight = weight / weight.sum() / y.shape[-1]
 
     def area(v: Any) -> Any:
         return (v * weight).sum((-2, -1))
 
-    climate = area(x.var((0, 1)))
-    members = y.shape[1] - 2
-    mean = y[:, 2:].mean(1)
-    centre, error = (area((f - y[:, 0]) ** 2).mean(0) for f in (y[:, 1], mean))
+    y = y[:, :, 1:].astype("f8")
+    climate, members = area(x.astype("f8").var((0, 1))), y.shape[1] - 2
+    centre, mean = (area((f - y[:, 0]) ** 2).mean(0) for f in (y[:, 1], y[:, 2:].mean(1)))
     spread = area(y[:, 2:].var(1, ddof=1)).mean(0)
-    ssr = np.sqrt((members + 1) / members * spread / error)
-    print(f"{len(y)} dates, {members} members; square errors as shares of the runs' own variance over time")
+    ssr = np.sqrt((members + 1) / members * spread / mean)
+    return {"centre": centre / climate, "mean": mean / climate, "ssr": ssr}
+
+
+def growth(out: Path) -> None:
+    """Print the growth of errors of the truth ensembles."""
+    files = sorted(out.glob("truth*_states.npy"))
+    if not files or not (out / "train_states.npy").exists():
+        raise SystemExit(f"expected truth ensembles in {out}, given none: make them first, without --growth")
+    y = np.concatenate([np.load(f) for f in files])
+    found = grown(np.load(out / "train_states.npy"), y)
+    print(
+        f"{len(y)} dates, {y.shape[1] - 2} members; square errors as shares of the runs' variance over the year"
+    )
     for c, name in enumerate(NAMES):
         print(f"{name:>8}  day  centre    mean   SSR")
-        for day in range(y.shape[2] - 1):
-            k = day + 1  # the first is the day before the analysis
-            shares = [v[k, c] / climate[c] for v in (centre, error)]
-            print(f"{day:>13} {shares[0]:7.4f} {shares[1]:7.4f} {ssr[k, c]:5.2f}")
+        for day, (one, mean, ssr) in enumerate(zip(*(found[k][:, c] for k in ("centre", "mean", "ssr")))):
+            print(f"{day:>13} {one:7.4f} {mean:7.4f} {ssr:5.2f}")
     if y.shape[2] > 5:
-        rate = np.log(centre[5] / centre[1]) / 8  # of the error itself, a day
+        rate = np.log(found["centre"][4] / found["centre"][0]) / 8  # of the error itself, a day
         times = ", ".join(f"{n} {np.log(2) / r:.1f}" if r > 0 else f"{n} –" for n, r in zip(NAMES, rate))
         print(f"days in which the centre's error doubles, from day 0 to 4: {times}")
 
@@ -113,8 +130,13 @@ class Runs:
 
     def __init__(self, a: argparse.Namespace) -> None:
         self.a, self.group = a, a.members + 2
+        os.environ.setdefault("JAX_PLATFORMS", "")  # a GPU if JAX finds one
         self.speedy = Speedy(12, step=30)
         import jax
+
+        each = a.batch // self.group
+        total = a.batch * (a.days + (a.leads + 2) * (a.tests // each))
+        print(f"{a.batch} runs side by side on {jax.devices()[0]}, {total} model days in all", flush=True)
 
         jax.config.update("jax_default_matmul_precision", "highest")  # a GPU's default has ten bits
         self.jax = jax
