@@ -61,7 +61,6 @@ def test_the_table_says_in_which_time_errors_double(
     ],
 )
 def test_numbers_that_do_not_go_together(
-    bench: ModuleType,
     words: str,
     told: str,
     tmp_path: Path,
