@@ -1,25 +1,34 @@
 """Truth for `benchmarks/speedy.py`: many runs of SPEEDY side by side, and truth ensembles of held-out dates.
 
-    python benchmarks/speedy_truth.py truth/ --states states/          # jcm and JAX: a GPU, 200 s for 20 000 model days
-    python benchmarks/speedy_truth.py truth/ --states states/ --batch 8 --tests 2 --members 2 --days 8 --spinup 4 --leads 2 \
-        --rest 5 --checkpoints 3                                       # whether it runs: minutes on a CPU
+    pip install 'perrin[speedy]'                                       # jcm and JAX; jax[cuda12] too for a GPU
+    python benchmarks/speedy_truth.py truth/ --states states/          # full size: a GPU, 200 s for 20 000 model days
+    python benchmarks/speedy_truth.py truth/ --states states/ --batch 20 --tests 2 --members 8 --days 8 --spinup 6 --leads 6
+                                                                       # small: 10 minutes on 2 busy CPU cores
+    python benchmarks/speedy_truth.py truth/ --states new/ --batch 8 --tests 2 --members 2 --days 8 --spinup 4 --leads 2 \
+        --rest 5 --checkpoints 3                                       # whether it runs: 4 minutes, no climate yet
+    python benchmarks/speedy_truth.py truth/ --growth                  # the growth of errors of what is there
 
-`--states` is a folder of checkpoints through a year (`perrin.modalities.weather.speedy.Speedy.save`); if it is empty
-it is filled, from rest, two years of model time on one core. jcm's step is batched with `jax.vmap`: in float32 a run
-in a batch and the same run alone differ by 1e-7 to 9e-6 of a field's largest number after 6 steps, and so does one
-state in two places of a batch.
+`--states` is a folder of checkpoints through a year (`perrin.modalities.weather.speedy.Speedy.save`); what is missing is
+made, from rest: two years of model time, half an hour to an hour on one core, and on from the last one after a stop.
+jcm's step is batched with `jax.vmap`: in float32 a run in a batch and the same run alone differ by 1e-7 to 9e-6 of a
+field's largest number after 6 steps, and so does one state in two places of a batch.
 
 A run starts from a checkpoint plus 0.3 times the difference of two others of its season. The last `--tests` runs are
 held out. On day `--spinup` of each an error is put into the whole state: a normal combination of the season's
 anomalies, `--size` of their standard deviation. Truth x, centre c = x + e_0 and members c + e_k are then draws of one
 distribution; the analysis is theirs of two days later. Written are arrays for numpy, in the model's units, of seven
 fields on the Gauss grid of 32 × 64.
+
+Then the growth of errors is told, by days from the analysis: the RMSE of the centre, which is a forecast by the true model,
+that of the members' mean, and SSR, which is 1 where truth and members are draws of one distribution; the centre's square
+error ends at twice the climate's variance, and the mean's at the variance.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +45,8 @@ NAMES = ("zg510", "ta835", "hus835", "ua835", "va835", "ua340", "ps")
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", type=Path)
-    p.add_argument("--states", type=Path, required=True)
+    p.add_argument("--states", type=Path, help="a folder of checkpoints")
+    p.add_argument("--growth", action="store_true", help="of errors in OUT; simulate nothing")
     p.add_argument("--batch", type=int, default=156, help="runs side by side, a multiple of members + 2")
     p.add_argument("--members", type=int, default=50)
     p.add_argument("--tests", type=int, default=24, help="runs that are held out")
@@ -47,8 +57,72 @@ def main() -> None:
     p.add_argument("--checkpoints", type=int, default=25, help="15 days apart, if there are none yet")
     p.add_argument("--rest", type=int, default=365, help="days from rest to the first of them")
     a = p.parse_args()
-    a.out.mkdir(parents=True, exist_ok=True)
-    Runs(a).write()
+    if not a.growth:
+        check(p, a)
+        a.out.mkdir(parents=True, exist_ok=True)
+        Runs(a).write()
+    growth(a.out)
+
+
+def check(p: argparse.ArgumentParser, a: argparse.Namespace) -> None:
+    """Say which numbers do not go together."""
+    group = a.members + 2
+    if a.states is None:
+        p.error("expected --states with a folder of checkpoints or one to fill, given none")
+    if a.members < 2 or a.batch % group:
+        p.error(f"expected --batch as a multiple of --members + 2 = {group}, given {a.batch}")
+    if a.tests < a.batch // group or a.tests >= a.batch:
+        p.error(
+            f"expected --tests from {a.batch // group} to {a.batch - 1} of {a.batch} runs, given {a.tests}"
+        )
+    if not 0 < a.spinup < a.days or a.days < 6:
+        p.error(f"expected --days of at least 6 with --spinup within, given {a.days} and {a.spinup}")
+    if a.checkpoints < 3 or a.leads < 1:
+        p.error(f"expected --checkpoints 3 and --leads 1 at least, given {a.checkpoints} and {a.leads}")
+
+
+def grown(x: Any, y: Any) -> dict[str, Any]:
+    """Growth of errors, `[days, C]` each from the analysis on.
+
+    Arguments:
+        x: states of runs, `[R, T, C, rows, columns]`.
+        y: truth, centre and members of dates, `[D, 2 + M, 1 + days, C, rows, columns]`, from the day before the analysis on.
+
+    Returns:
+        Square errors of the centre and of the members' mean as shares of the variance of x, and SSR.
+    """
+    weight = gauss_latitudes(y.shape[-2])[1].numpy()[:, None]
+    weight = weight / weight.sum() / y.shape[-1]
+
+    def area(v: Any) -> Any:
+        return (v * weight).sum((-2, -1))
+
+    y = y[:, :, 1:].astype("f8")
+    climate, members = area(x.astype("f8").var((0, 1))), y.shape[1] - 2
+    centre, mean = (area((f - y[:, 0]) ** 2).mean(0) for f in (y[:, 1], y[:, 2:].mean(1)))
+    spread = area(y[:, 2:].var(1, ddof=1)).mean(0)
+    ssr = np.sqrt((members + 1) / members * spread / mean)
+    return {"centre": centre / climate, "mean": mean / climate, "ssr": ssr}
+
+
+def growth(out: Path) -> None:
+    """Print the growth of errors of the truth ensembles."""
+    files = sorted(out.glob("truth*_states.npy"))
+    if not files or not (out / "train_states.npy").exists():
+        raise SystemExit(f"expected truth ensembles in {out}, given none: make them first, without --growth")
+    y = np.concatenate([np.load(f) for f in files])
+    found = grown(np.load(out / "train_states.npy"), y)
+    print(
+        f"{len(y)} dates, {y.shape[1] - 2} members; square errors as shares of the runs' variance over the year"
+    )
+    for c, name in enumerate(NAMES):
+        print(f"{name:>8}  day  centre    mean   SSR")
+        for day, (one, mean, ssr) in enumerate(zip(*(found[k][:, c] for k in ("centre", "mean", "ssr")))):
+            print(f"{day:>13} {one:7.4f} {mean:7.4f} {ssr:5.2f}")
+    if y.shape[2] > 5:
+        rate = np.log(found["centre"][4] / found["centre"][0]) / 8  # of the error itself, a day
+        times = ", ".join(f"{n} {np.log(2) / r:.1f}" if r > 0 else f"{n} –" for n, r in zip(NAMES, rate))
+        print(f"days in which the centre's error doubles, from day 0 to 4: {times}")
 
 
 class Runs:
@@ -56,10 +130,13 @@ class Runs:
 
     def __init__(self, a: argparse.Namespace) -> None:
         self.a, self.group = a, a.members + 2
-        assert a.batch % self.group == 0
-        assert a.batch > a.tests
+        os.environ.setdefault("JAX_PLATFORMS", "")  # a GPU if JAX finds one
         self.speedy = Speedy(12, step=30)
         import jax
+
+        each = a.batch // self.group
+        total = a.batch * (a.days + (a.leads + 2) * (a.tests // each))
+        print(f"{a.batch} runs side by side on {jax.devices()[0]}, {total} model days in all", flush=True)
 
         jax.config.update("jax_default_matmul_precision", "highest")  # a GPU's default has ten bits
         self.jax = jax
@@ -70,15 +147,25 @@ class Runs:
     def checkpoints(self) -> list[tuple[list[Any], Any]]:
         """Dynamical states and clocks through a year."""
         a, model, out = self.a, self.speedy, []
-        a.states.mkdir(exist_ok=True)
-        paths = sorted(a.states.glob("*.state"))
+        a.states.mkdir(parents=True, exist_ok=True)
+        paths, key = sorted(a.states.glob("*.state")), a.states / "rest.json"
+        if paths and len(paths) < a.checkpoints and not key.exists():
+            raise SystemExit(
+                f"expected {a.checkpoints} checkpoints in {a.states}, given {len(paths)}: --checkpoints"
+            )
+        if key.exists() and json.loads(key.read_text()) != a.rest:
+            raise SystemExit(
+                f"expected --rest {key.read_text()} as in {a.states}, given {a.rest}: take another folder"
+            )
         if not paths:
-            model.run(a.rest)
-            for k in range(a.checkpoints):
-                model.save(a.states / f"{k:02d}.state")
-                if k + 1 < a.checkpoints:
-                    model.run(15)
-            paths = sorted(a.states.glob("*.state"))
+            key.write_text(json.dumps(a.rest))
+        for k in range(len(paths), a.checkpoints):  # on from the last
+            if k:
+                model.restore(a.states / f"{k - 1:02d}.state")
+            model.run(15 if k else a.rest)
+            model.save(a.states / f"{k:02d}.state")
+            print(f"checkpoint {k + 1} of {a.checkpoints}", flush=True)
+        paths = sorted(a.states.glob("*.state"))
         for path in paths:
             model.restore(path)
             leaves = [np.asarray(x) for x in self.jax.tree_util.tree_leaves(model.state())]

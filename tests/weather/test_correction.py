@@ -200,6 +200,39 @@ def test_files(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_run_with_one_start_becomes_netcdf(tmp_path: Path) -> None:
+    """Climate runs have their start as a scalar coordinate beside the times: it is kept."""
+    times = xr.date_range("1960-06-01", periods=30, freq="YS-JUN", calendar="360_day", use_cftime=True)
+    start = xr.date_range("1859-09-01", periods=1, calendar="360_day", use_cftime=True)[0]
+    x = np.random.default_rng(0).normal(280, 1, (30, 2, 4)).astype(np.float32)
+    run = xr.Dataset(
+        {"tas": (("time", "latitude", "longitude"), x, {"standard_name": "air_temperature", "units": "K"})},
+        {
+            "time": times,
+            "latitude": ("latitude", [-30.0, 30.0], {"units": "degrees_north"}),
+            "longitude": ("longitude", [0.0, 90.0, 180.0, 270.0], {"units": "degrees_east"}),
+            "forecast_reference_time": ((), start, {"standard_name": "forecast_reference_time"}),
+        },
+    )
+    run.to_netcdf(tmp_path / "run.nc")
+    (run - 2).assign(tas=(run.tas - 2).assign_attrs(run.tas.attrs)).to_netcdf(tmp_path / "seen.nc")
+    words = [
+        "--reference",
+        tmp_path / "seen.nc",
+        "--group",
+        "all",
+        "--method",
+        "mean",
+        "-o",
+        tmp_path / "o.nc",
+    ]
+    assert main(["correct", str(tmp_path / "run.nc"), *map(str, words)]) == 0
+    found = open_fields(tmp_path / "o.nc")
+    np.testing.assert_allclose(found.read("tas"), x - 2, rtol=1e-6)
+    assert [str(t) for t in found.references] == ["1859-09-01 00:00:00"]
+    assert complaints(tmp_path / "o.nc") == []
+
+
 def test_an_ensemble_of_means_as_the_rollout_writes_it(tmp_path: Path) -> None:
     """Members and periods are pooled; the months are those of the means, of which the bounds go along."""
     import cftime

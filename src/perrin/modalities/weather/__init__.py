@@ -21,7 +21,7 @@ class WeatherModality(Modality):
 
     name = "weather"
     summary = "fields on latitude–longitude grids: forecasts, verification, data"
-    suffixes = (".nc", ".nc4", ".cdf", ".zarr", ".grib", ".grib2", ".grb", ".grb2")
+    suffixes = (".nc", ".nc4", ".cdf", ".zarr", ".grib", ".grib2", ".grb", ".grb2", ".pp")
     instead = MappingProxyType(
         {
             "evaluate": "perrin verify {file} TRUTH",
@@ -43,7 +43,13 @@ class WeatherModality(Modality):
             group.add_argument(
                 "--file",
                 metavar="FILE",
-                help="sst: a monthly record of the sea's temperature; coarse: fine fields; rain: radar files, zipped",
+                help="sst: a monthly record of the sea's temperature; coarse: fine fields; rain: radar files, zipped; "
+                "ensemble: a folder of members or a pattern in quotes",
+            )
+            group.add_argument(
+                "--like",
+                metavar="FILE",
+                help="ensemble: a file of the grid to write on (default: the members')",
             )
             group.add_argument(
                 "--cell", type=float, metavar="X", help="sst, rain: degrees (default 5; rain 0.01)"

@@ -77,9 +77,12 @@ def data(a: Namespace) -> None:
     if a.target == "weather/rain":
         rain(a)
         return
+    if a.target == "weather/ensemble":
+        ensemble(a)
+        return
     if a.target != "weather/sst":
         raise PerrinError(
-            f"expected weather/sst, speedy, rain or coarse, given {a.target!r}: choose one of them"
+            f"expected weather/sst, speedy, qg, rain, coarse or ensemble, given {a.target!r}: choose one of them"
         )
     if not a.file:
         raise PerrinError("expected --file with a monthly record of sea surface temperature, given none")
@@ -121,6 +124,24 @@ def coarse(a: Namespace) -> None:
     words = {"title": f"means over {a.factor} x {a.factor} cells", "source": Path(a.file).name}
     write_fields(a.out, dataset, words)
     print(f"{counted(len(found.times), 'times')}, {values.shape[-2]} x {values.shape[-1]} cells in {a.out}")
+
+
+def ensemble(a: Namespace) -> None:
+    """`perrin data weather/ensemble --file FOLDER -o OUT.nc`: members that are files, as one ensemble by CF."""
+    from perrin.modalities.weather import MODALITY
+    from perrin.modalities.weather.fields import open_fields
+    from perrin.modalities.weather.members import find_files, gather, read_members
+
+    if not a.file:
+        raise PerrinError(
+            "expected --file with a folder of members or a pattern such as 'run/*.pp', given none"
+        )
+    members = read_members(find_files(a.file, MODALITY.suffixes))
+    found = gather(members, a.out, open_fields(a.like) if a.like else None)
+    times = found.leads if found.is_forecast else found.times
+    start = f" from {found.starts[-1].strftime('%Y-%m-%d')}" if found.is_forecast else ""
+    left = f" ({counted(found.dropped, 'times')} left out that not all have)" if found.dropped else ""
+    print(f"{counted(len(members), 'members')} of {counted(len(times), 'times')}{start}{left} in {a.out}")
 
 
 def rain(a: Namespace) -> None:

@@ -228,7 +228,7 @@ class Fields:
 
 
 def open_fields(path: str | Path) -> Fields:
-    """Open a NetCDF or GRIB file or a Zarr store; nothing but coordinates is read.
+    """Open a NetCDF, GRIB or PP file or a Zarr store; nothing but coordinates is read.
 
     Raises:
         PerrinError: there is no such file, or it cannot be read.
@@ -253,6 +253,10 @@ def open_fields(path: str | Path) -> Fields:
             from perrin.modalities.weather.grib import open_grib
 
             dataset = open_grib(path, **options)
+        elif path.suffix.lower() == ".pp":
+            from perrin.modalities.weather.pp import open_pp
+
+            dataset = open_pp(path)
         else:
             dataset = xr.open_dataset(path, engine="netcdf4", cache=False, **options)
     except PerrinError:
@@ -269,8 +273,7 @@ def open_fields(path: str | Path) -> Fields:
 
 
 def _canonical(dataset: xr.Dataset, label: str) -> xr.Dataset:
-    names = {_find(dataset, role): role for role in _FALLBACKS}
-    names.pop(None, None)
+    names = {name: role for role in _FALLBACKS if (name := _find(dataset, role))}
     for role in ("latitude", "longitude"):
         if role not in names.values():
             raise PerrinError(
@@ -283,15 +286,15 @@ def _canonical(dataset: xr.Dataset, label: str) -> xr.Dataset:
                 f"expected one-dimensional {role}s, given {name}{dataset[name].dims} in {label}: remap it to a "
                 "latitude–longitude grid first"
             )
-    dataset = dataset.set_coords([n for n in names if n in dataset.data_vars])
+    dataset = _unlag(dataset.set_coords([n for n in names if n in dataset.data_vars]), names)
     found = [(n, role) for n, role in names.items() if n in dataset and dataset[n].ndim == 1]
     dims = {str(dataset[n].dims[0]): n for n, _ in found if dataset[n].dims[0] not in names}
     dataset = dataset.swap_dims(dims)
-    bounds = {}
+    bounds: dict[str, str] = {}
     for name, role in names.items():
         key = dataset[name].attrs.get("bounds") if name in dataset else None
         if role in ("latitude", "longitude") and key in dataset:
-            bounds[key] = f"{role}_bounds"
+            bounds[str(key)] = f"{role}_bounds"
     dataset = dataset.rename({k: v for k, v in names.items() if k in dataset and k != v} | bounds)
     dataset = dataset.set_coords(list(bounds.values()))
     if {"time", "forecast_period"} <= set(
@@ -326,6 +329,23 @@ def _canonical(dataset: xr.Dataset, label: str) -> xr.Dataset:
     dataset = dataset.assign_coords(longitude=("longitude", wrapped, dataset["longitude"].attrs))
     dataset = dataset.isel(longitude=_order(wrapped), latitude=_order(dataset["latitude"].values))
     return dataset.transpose("realization", ..., "latitude", "longitude", missing_dims="ignore")
+
+
+def _unlag(dataset: xr.Dataset, names: dict[str, str]) -> xr.Dataset:
+    """A lagged ensemble, each of whose members has a start, by valid time: it is there when the last has started."""
+    by = {role: name for name, role in names.items()}
+    start, member = by.get("forecast_reference_time"), by.get("realization")
+    if start not in dataset.coords or member is None:
+        return dataset
+    dim = str(dataset[member].dims[0]) if member in dataset.coords and dataset[member].ndim else member
+    if dim not in dataset[start].dims:
+        return dataset
+    own = dataset[start].transpose(dim, ...).values.reshape(dataset.sizes[dim], -1)
+    if (own != own[:, :1]).any():
+        return dataset
+    words = {k: v for k, v in dataset[start].attrs.items() if k != "axis"}
+    dataset = dataset.drop_vars([n for n in (start, by.get("forecast_period")) if n in dataset.coords])
+    return dataset.assign_coords({start: ((), own.max(), words), "member_start": (dim, own[:, 0])})
 
 
 def _order(values: Any) -> slice | NDArray[np.intp]:

@@ -121,8 +121,9 @@ def _to_netcdf(store: Path, path: Path) -> None:
     with netCDF4.Dataset(path, "w", format="NETCDF4") as file:
         file.setncatts(dict(group.attrs))
         arrays: dict[str, Any] = dict(group.arrays())
-        for array in arrays.values():
-            for dim, size in zip(array.metadata.dimension_names, array.shape):
+        dims = {n: array.metadata.dimension_names or () for n, array in arrays.items()}  # of a scalar: None
+        for name, array in arrays.items():
+            for dim, size in zip(dims[name], array.shape):
                 if dim not in file.dimensions:
                     file.createDimension(dim, size)
         for name in sorted(arrays, key=lambda n: (arrays[n].ndim, n)):
@@ -134,9 +135,7 @@ def _to_netcdf(store: Path, path: Path) -> None:
             if big:
                 more = {"zlib": True, "complevel": 4, "shuffle": True, "fill_value": np.float32(np.nan)}
                 more["chunksizes"] = array.chunks
-            variable = file.createVariable(
-                name, array.dtype.newbyteorder("="), array.metadata.dimension_names, **more
-            )
+            variable = file.createVariable(name, array.dtype.newbyteorder("="), dims[name], **more)
             variable.setncatts(words)
             if big:
                 for where in np.ndindex(array.shape[:before]):
