@@ -33,6 +33,7 @@ from perrin.modalities.weather.means import bins, days_of
 from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.qg_model import QGModel
 from perrin.modalities.weather.scenario import ScenarioModel
+from perrin.modalities.weather.seasonal import LEVEL
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.modalities.weather.training import begin, options_of, ship
 from perrin.run.device import choose_device
@@ -115,6 +116,9 @@ def forecast(a: Namespace) -> None:
         starts = model.starts(fields, months, unlike=a.unlike_climatology)
     else:
         starts = model.starts(fields, parse_days(a.start, fields) if a.start else None)
+    short = ""
+    if isinstance(model, SSTModel) and (least := min(s.months for s in starts)) < LEVEL:
+        short = f" ({least} of the {LEVEL} months before: the others count as the model's climatology)"
     many = a.members * len(starts) > 2000 or (isinstance(model, AtmosphereModel) and leads > 2)
     workers = (
         cpu_count() if many and model.together == 1 else 1
@@ -130,7 +134,7 @@ def forecast(a: Namespace) -> None:
     words = {
         "title": f"ensemble forecast of {model.name}",
         "source": f"perrin, bundle {a.target} ({model.sha256[:12]}), seed {a.seed}",
-        "comment": f"starts from {Path(a.file).name}"
+        "comment": f"starts from {Path(a.file).name}{short}"
         if a.file
         else "starts from a simulated sample, not from data",
     }
@@ -148,7 +152,7 @@ def forecast(a: Namespace) -> None:
         length += f" as {counted(pieces.count, 'means')} of {a.every}"
         if left := (leads - pieces.whole) * int(step) // 24:
             length += f" ({counted(left, 'days')} in no whole one left out)"
-    print(f"{counted(a.members, 'members')} from {when}, {length}, in {a.out}: {done}")
+    print(f"{counted(a.members, 'members')} from {when}{short}, {length}, in {a.out}: {done}")
 
 
 def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float]:

@@ -45,12 +45,14 @@ and of the last 6 months'."""
 
 @dataclass(frozen=True, kw_only=True)
 class SSTStart:
-    """What a forecast starts from: the month, the past of anomalies (`past_means`), and what the file measures in."""
+    """What a forecast starts from: the month, the past of anomalies (`past_means`), what the file measures in, and how many
+    of the level's months it has."""
 
     time: Any
     past: Array
     offset: float
     units: str
+    months: int = LEVEL
 
 
 class SSTModel:
@@ -256,6 +258,7 @@ class SSTModel:
                     past=past_means(np.stack(rows), np.array([LEVEL - 1]))[0],
                     offset=offset,
                     units=units,
+                    months=sum((y, m + 1) in place for y, m in wanted),
                 )
             )
         return out

@@ -197,11 +197,11 @@ def choose_field_scale(
 ) -> tuple[float, dict[str, Any]]:
     """The factor of the prior's spread with which 90 % of hidden points fall in 90 % intervals, where 5 % are seen.
 
-    Every 15th month is looked at, and the factor interpolated between a few.
+    Every 5th month is looked at, and the factor interpolated between a few.
     """
     x, weight = sst.anomaly[:, sst.sea], model.regression.weight
     numbers = np.array([t.year for t in sst.times])
-    inside = np.flatnonzero((numbers >= years[0]) & (numbers <= years[1]))[::15]
+    inside = np.flatnonzero((numbers >= years[0]) & (numbers <= years[1]))[::5]
     scales = np.array([1.0, 1.2, 1.4, 1.7, 2.2])
     covered = np.zeros(len(scales))
     for i, scale in enumerate(scales):
