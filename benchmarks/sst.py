@@ -6,9 +6,9 @@ Trained on 1950–1994; forecasts start in every month from which the lead falls
 chosen on 1995–1999, so 2000–2009 are the years that nothing has seen. The number of a linear inverse model's empirical
 orthogonal functions is chosen on 1985–1994 with models of 1950–1984: the least error at 3 months. "Damped rest" adds to
 the model of the paper the decay of what its functions leave out. "10-year level" moreover is a model of departures from
-the mean of the last 120 months, to which its forecasts go back, as the bundle's do: what such a level alone is worth. Scores are those of `perrin verify`, area-weighted
-over the sea, with standard errors from blocks of 12 consecutive months. RMSE and ACC of linear inverse models are those
-of the exact expectation; all else is of the members.
+the mean of the last 120 months, to which its forecasts go back, as the bundle's do: what such a level alone is worth.
+Scores are those of `perrin verify`, area-weighted over the sea, with standard errors from blocks of 12 consecutive
+months. RMSE and ACC of linear inverse models are those of the exact expectation; all else is of the members.
 """
 
 from __future__ import annotations
@@ -68,7 +68,13 @@ def choose_modes(x: np.ndarray, weight: np.ndarray, years: np.ndarray, name: str
 
 
 def lim_forecast(
-    sst: SeaSurface, model: LinearInverseModel, level: np.ndarray, lead: int, members: int, first: int, last: int
+    sst: SeaSurface,
+    model: LinearInverseModel,
+    level: np.ndarray,
+    lead: int,
+    members: int,
+    first: int,
+    last: int,
 ) -> xr.Dataset:
     """Forecasts from every month whose valid time is from index `first` to `last`; the mean where members is 1."""
     sea, anomaly = sst.sea, sst.anomaly
@@ -154,7 +160,10 @@ def main() -> None:
         for name, model in models.items():
             found, exact = (
                 verify(
-                    Fields(lim_forecast(sst, model, levels[name], lead, m, first, last)), truth, options, climatology
+                    Fields(lim_forecast(sst, model, levels[name], lead, m, first, last)),
+                    truth,
+                    options,
+                    climatology,
                 )
                 for m in (a.members, 1)
             )

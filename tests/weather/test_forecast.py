@@ -411,7 +411,10 @@ def test_a_short_past_is_said_and_counts_as_the_climatology(
     for name, data, words in (("short", last, "24 of the 120 months before"), ("whole", whole, "")):
         data.to_netcdf(tmp_path / f"{name}.nc")
         out = tmp_path / f"{name}-out.nc"
-        assert run(str(sst_bundle), "--file", str(tmp_path / f"{name}.nc"), "--members", "1", "-o", str(out)) == 0
+        assert (
+            run(str(sst_bundle), "--file", str(tmp_path / f"{name}.nc"), "--members", "1", "-o", str(out))
+            == 0
+        )
         assert words in capsys.readouterr().out
         assert ("climatology" in xr.open_dataset(out, decode_times=False).attrs["comment"]) == bool(words)
 

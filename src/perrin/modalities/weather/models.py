@@ -117,7 +117,7 @@ def forecast(a: Namespace) -> None:
     else:
         starts = model.starts(fields, parse_days(a.start, fields) if a.start else None)
     short = ""
-    if isinstance(model, SSTModel) and (least := min(s.months for s in starts)) < LEVEL:
+    if (least := min(getattr(s, "months", LEVEL) for s in starts)) < LEVEL:
         short = f" ({least} of the {LEVEL} months before: the others count as the model's climatology)"
     many = a.members * len(starts) > 2000 or (isinstance(model, AtmosphereModel) and leads > 2)
     workers = (

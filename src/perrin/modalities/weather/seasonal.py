@@ -149,7 +149,7 @@ def fit(
     past = past_means(x, every)
     d, level = past[:, :-1], past[:, -1]
 
-    _, s, rows = np.linalg.svd(d[:, 0] * np.sqrt(w), full_matrices=False)
+    _, _, rows = np.linalg.svd(d[:, 0] * np.sqrt(w), full_matrices=False)
     E = rows[: min(predicted, len(rows))].T / np.sqrt(w)[:, None]
     W = E * w[:, None]
     k = min(modes, E.shape[1])
@@ -182,7 +182,8 @@ def fit(
 
 
 def _dual(kernel: Array, z: Array, ridge: float) -> Array:
-    return np.linalg.solve(kernel + ridge * np.eye(len(kernel)), z)
+    """Weights of the samples whose kernel to a start predicts z there, `[n, K]`."""
+    return np.asarray(np.linalg.solve(kernel + ridge * np.eye(len(kernel)), z), dtype=np.float64)
 
 
 def _pointwise(

@@ -177,8 +177,8 @@ class SSTModel:
             parts = {n: {k: w[f"{n}.{k}"] for k in PARTS} for n in ("residuals", "field")}
             if w["regression.c"].ndim != 4:
                 raise PerrinError(
-                    f"expected a model that forecasts departures from the level of ten years in {bundle.path}, given one of an "
-                    "earlier version of Perrin: train it again (perrin train weather/sst)"
+                    f"expected a model that forecasts departures from the level of ten years in {bundle.path}, given one of "
+                    "an earlier version of Perrin: train it again (perrin train weather/sst)"
                 )
             regression = SeasonalRegression(
                 E=w["regression.E"], weight=weights_of(sea), B=w["regression.B"], c=w["regression.c"]
