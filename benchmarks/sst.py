@@ -5,9 +5,10 @@
 Trained on 1950–1994; forecasts start in every month from which the lead falls in the test years. The bundle's width was
 chosen on 1995–1999, so 2000–2009 are the years that nothing has seen. The number of a linear inverse model's empirical
 orthogonal functions is chosen on 1985–1994 with models of 1950–1984: the least error at 3 months. "Damped rest" adds to
-the model of the paper the decay of what its functions leave out. Scores are those of `perrin verify`, area-weighted
-over the sea, with standard errors from blocks of 12 consecutive months. RMSE and ACC of linear inverse models are those
-of the exact expectation; all else is of the members.
+the model of the paper the decay of what its functions leave out. "10-year level" moreover is a model of departures from
+the mean of the last 120 months, to which its forecasts go back, as the bundle's do: what such a level alone is worth.
+Scores are those of `perrin verify`, area-weighted over the sea, with standard errors from blocks of 12 consecutive
+months. RMSE and ACC of linear inverse models are those of the exact expectation; all else is of the members.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from perrin.modalities import find_bundle
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.forecast import member_seeds
 from perrin.modalities.weather.lim import LinearInverseModel
+from perrin.modalities.weather.seasonal import LEAST, past_means
 from perrin.modalities.weather.sources import Climatology
 from perrin.modalities.weather.sst import SeaSurface, read_sst
 from perrin.modalities.weather.sst_model import SSTModel
@@ -31,23 +33,33 @@ from perrin.modalities.weather.verify import VerifyOptions, verify
 from perrin.run.atomic import write_json
 
 LEADS = (1, 3, 6)
-MODELS = ("LIM", "LIM, damped rest")
+MODELS = ("LIM", "LIM, damped rest", "LIM, 10-year level")
 MODES = (5, 10, 15, 20, 25, 30, 40)
 
 
 def fit(x: np.ndarray, weight: np.ndarray, modes: int, name: str) -> LinearInverseModel:
     """A model by its name in `MODELS`."""
     model = LinearInverseModel.fit(x, weight, modes)
-    return model if name == "LIM, damped rest" else replace(model, damping=0 * model.damping)
+    return model if name != "LIM" else replace(model, damping=0 * model.damping)
+
+
+def level_of(x: np.ndarray, name: str) -> np.ndarray:
+    """What a model's forecasts go back to: 0, or the mean of the last 120 months."""
+    level = np.zeros_like(x)
+    if name == "LIM, 10-year level":
+        level[LEAST - 1 :] = past_means(x, np.arange(LEAST - 1, len(x)))[:, -1]
+    return level
 
 
 def choose_modes(x: np.ndarray, weight: np.ndarray, years: np.ndarray, name: str) -> int:
     """The number of functions with the least error at 3 months in 1985–1994, of models that know 1950–1984."""
-    train, test = x[years <= 1984], x[(years >= 1985) & (years <= 1994)]
+    level = level_of(x, name)
+    train, test = (x - level)[years <= 1984], (years >= 1985) & (years <= 1994)
+    d, target = (x - level)[test][:-3], x[test][3:] - level[test][:-3]
     w = weight / weight.sum()
     errors = {}
     for modes in MODES:
-        error = fit(train, weight, modes, name).mean(test[:-3], 3) - test[3:]
+        error = fit(train, weight, modes, name).mean(d, 3) - target
         errors[modes] = float(np.sqrt((error**2 @ w).mean()))
     print(
         f"{name}, RMSE (K) at 3 months in 1985–1994:", ", ".join(f"{k}: {v:.4f}" for k, v in errors.items())
@@ -56,16 +68,22 @@ def choose_modes(x: np.ndarray, weight: np.ndarray, years: np.ndarray, name: str
 
 
 def lim_forecast(
-    sst: SeaSurface, model: LinearInverseModel, lead: int, members: int, first: int, last: int
+    sst: SeaSurface,
+    model: LinearInverseModel,
+    level: np.ndarray,
+    lead: int,
+    members: int,
+    first: int,
+    last: int,
 ) -> xr.Dataset:
     """Forecasts from every month whose valid time is from index `first` to `last`; the mean where members is 1."""
     sea, anomaly = sst.sea, sst.anomaly
     starts = range(first - lead, last + 1 - lead)
     out = np.full((members, len(starts), 1, *sea.shape), np.nan, dtype=np.float32)
     for i, t in enumerate(starts):
-        x = anomaly[t][sea]
+        x = anomaly[t][sea] - level[t]
         y = model.mean(x, lead)[None] if members == 1 else model.ensemble(x, lead, members, 0, t)
-        out[:, i, 0, sea] = y + sst.climatology[sst.months[t + lead]][sea]
+        out[:, i, 0, sea] = y + level[t] + sst.climatology[sst.months[t + lead]][sea]
     dims = ("realization", "forecast_reference_time", "forecast_period", "latitude", "longitude")
     return xr.Dataset(
         {"sst": (dims, out, {"units": sst.units})},
@@ -89,7 +107,7 @@ def bundle_forecasts(
     for i, start in enumerate(starts):
         for k in range(members):
             ((found, _),) = model.members(start, member_seeds(0, start, [k]), [max(LEADS)], [k])
-            out[:, k, i] = found["sst"][[lead - 1 for lead in LEADS]]
+            out[:, k, i] = found["sst"][0, [lead - 1 for lead in LEADS]]
     dims = ("realization", "forecast_reference_time", "forecast_period", "latitude", "longitude")
     sets = {}
     for j, lead in enumerate(LEADS):
@@ -122,8 +140,10 @@ def main() -> None:
     climatology = Climatology(truth, (1950, 1994))
     years = np.array([t.year for t in sst.times])
     x, weight = sst.anomaly[:, sst.sea], sst.area[sst.sea]
+    levels = {name: level_of(x, name) for name in MODELS}
     models = {
-        name: fit(x[years <= 1994], weight, choose_modes(x, weight, years, name), name) for name in MODELS
+        name: fit((x - level)[years <= 1994], weight, choose_modes(x, weight, years, name), name)
+        for name, level in levels.items()
     }
     sizes = ", ".join(f"{name} {len(m.G)}" for name, m in models.items())
     print(f"{int(sst.sea.sum())} cells of sea; functions: {sizes}; {a.members} members\n")
@@ -139,7 +159,12 @@ def main() -> None:
         rows: dict[str, Any] = {}
         for name, model in models.items():
             found, exact = (
-                verify(Fields(lim_forecast(sst, model, lead, m, first, last)), truth, options, climatology)
+                verify(
+                    Fields(lim_forecast(sst, model, levels[name], lead, m, first, last)),
+                    truth,
+                    options,
+                    climatology,
+                )
                 for m in (a.members, 1)
             )
             many, one = (r["variables"]["sst"]["leads"][0] for r in (found, exact))

@@ -32,6 +32,7 @@ from perrin.modalities.weather.observations import read_observations
 from perrin.modalities.weather.qg_model import QGModel, read_qg_observations
 from perrin.modalities.weather.rolled import rolled
 from perrin.modalities.weather.scenario import ScenarioModel
+from perrin.modalities.weather.seasonal import LEVEL
 from perrin.modalities.weather.sst_model import SSTInfill, SSTModel
 from perrin.modalities.weather.training import begin, options_of, ship
 from perrin.run.device import choose_device
@@ -113,6 +114,9 @@ def forecast(a: Namespace) -> None:
         starts = model.starts(fields, months, unlike=a.unlike_climatology)
     else:
         starts = model.starts(fields, parse_days(a.start, fields) if a.start else None)
+    short = ""
+    if (least := min(getattr(s, "months", LEVEL) for s in starts)) < LEVEL:
+        short = f" ({least} of the {LEVEL} months before: the others count as the model's climatology)"
     many = a.members * len(starts) > 2000 or (isinstance(model, AtmosphereModel) and leads > 2)
     workers = (
         cpu_count() if many and model.together == 1 else 1
@@ -127,7 +131,7 @@ def forecast(a: Namespace) -> None:
     )
     words = {
         "title": f"ensemble forecast of {model.name}",
-        "comment": f"starts from {Path(a.file).name}"
+        "comment": f"starts from {Path(a.file).name}{short}"
         if a.file
         else "starts from a simulated sample, not from data",
     }
@@ -145,7 +149,7 @@ def forecast(a: Namespace) -> None:
         length += f" as {counted(pieces.count, 'means')} of {a.every}"
         if left := (leads - pieces.whole) * int(step) // 24:
             length += f" ({counted(left, 'days')} in no whole one left out)"
-    print(f"{counted(a.members, 'members')} from {when}, {length}, in {a.out}: {done}")
+    print(f"{counted(a.members, 'members')} from {when}{short}, {length}, in {a.out}: {done}")
 
 
 def _length(model: SSTModel | AtmosphereModel, a: Namespace) -> tuple[int, float]:

@@ -29,6 +29,8 @@ from perrin.nets.sphere import SphericalHarmonics, isotropic, power
 
 Array = NDArray[np.float64]
 _FLOOR = 0.2
+_LEAST = 0.01
+"""The smallest σ, K: water that was always frozen in the training years may not be in later ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def seasonal_scale(r: Array, months: NDArray[np.intp]) -> Array:
     m = 2 * np.pi * np.arange(12) / 12
     twelve = np.stack([np.ones_like(m), np.cos(m), np.sin(m), np.cos(2 * m), np.sin(2 * m)], 1)
     ratio = np.maximum((twelve @ c).reshape(12, *shape), _FLOOR)
-    return np.asarray(np.sqrt(ratio * mean))
+    return np.maximum(np.sqrt(ratio * mean), _LEAST)
 
 
 def fit_modes(

@@ -1,21 +1,28 @@
 """Direct seasonal regression: the mean forecast of monthly anomalies, and residuals that were not fitted.
 
-With x_t the anomalies of month t and x̄_n the mean of the last n months, the amplitudes y of k empirical orthogonal
-functions E of the training period (orthonormal by area), a = (y(x_t), y(x̄_4), y(x̄_12)), predict those at each lead L
-separately for each month of the start,
+With x̄_n the mean of the last n months of anomalies (x̄_1 = x_t), the sea is described by its level m = x̄_120, the mean
+of ten years, and by its departures from it, d_n = x̄_n − m for n = 1, 2, 6 and 24. A forecast goes back to the level and
+not to the climatology of the training years, for the sea warms. Months that a record lacks count as that climatology:
+with a short past the level is drawn towards it.
 
-    g = E B_{L,m} a,        B by ridge regression, the samples of month m′ weighted by exp(κ (cos 2π(m − m′)/12 − 1)),
+The amplitudes y of k empirical orthogonal functions E of x − m (orthonormal by area) predict those of K at each lead L,
 
-and each point adds its own memory,
+    g = E B_{L,m} y(d_1),
 
-    x̂(t + L) = c_0 x_t + c_1 x̄_4 + c_2 x̄_12 + c_3 g,
+for each month m of the start, by the normal process whose coefficients of two months have the correlation
+κ₀ + (1 − κ₀) exp(κ (cos 2π(m − m′)/12 − 1)): what all months have in common, and departures that neighbours share. And
+each point adds its own memory,
+
+    x̂(t + L) = m + Σ_n c_n d_n + c_g g,        c = Σ_h c^h (1, cos, sin of one and of two turns of the year),
 
 with c by regression over the training period, drawn towards that of all points together. The g of this second
 regression, and the residuals that `fit` returns, are from models that have not seen the years about them (blocked
 cross-validation): residuals of a fit in sample are too small, and their ensemble would be too sure.
 
-It differs from the linear inverse model (`perrin.modalities.weather.lim`) by its seasons, its longer past, and its
-leads: nothing is raised to a power.
+It differs from the linear inverse model (`perrin.modalities.weather.lim`) by its level, its seasons, its longer past, and
+its leads: nothing is raised to a power.
+
+References: means of the last ten years as "normals", Huang, van den Dool & Barnston 1996, Journal of Climate 9, 809.
 """
 
 from __future__ import annotations
@@ -28,8 +35,12 @@ from numpy.typing import NDArray
 from perrin.errors import PerrinError
 
 Array = NDArray[np.float64]
-PAST = (1, 4, 12)
-"""Months of the means that a forecast starts from."""
+PAST = (1, 2, 6, 24)
+"""Months of the means whose departures from the level a forecast starts from."""
+LEVEL = 120
+"""Months of the level."""
+LEAST = 12
+"""Months that a forecast needs at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +50,8 @@ class SeasonalRegression:
     Arguments:
         E: functions, `[points, K]`, orthonormal under `weight`; the first k are predictors, all are predicted.
         weight: of the points, `[points]`, sum 1.
-        B: `[leads, 12, K, 3k]`, for each month of the start.
-        c: `[leads, points, 4]`.
+        B: `[leads, 12, K, k]`, for each month of the start.
+        c: of d_1, d_2, d_6, d_24 and g, by harmonics of the year, `[leads, points, 5, 5]`.
     """
 
     E: Array
@@ -53,35 +64,42 @@ class SeasonalRegression:
         """The longest lead, months."""
         return len(self.B)
 
-    def amplitudes(self, past: Array) -> Array:
-        """a, `[..., 3k]`, of means over the past `[..., 3, points]`."""
-        k = self.B.shape[-1] // len(PAST)
-        y = past @ (self.E[:, :k] * self.weight[:, None])
-        return np.asarray(y.reshape(*y.shape[:-2], -1))
+    def amplitudes(self, x: Array) -> Array:
+        """y of the first k functions, `[..., k]`, of fields `[..., points]`."""
+        return np.asarray(x @ (self.E[:, : self.B.shape[-1]] * self.weight[:, None]))
 
     def mean(self, past: Array, month: int) -> Array:
         """The expected anomalies of the months after a start, `[leads, points]`.
 
         Arguments:
-            past: x_t, x̄_4 and x̄_12, `[3, points]`, as `past_means` gives.
+            past: d_1, d_2, d_6, d_24 and m, `[5, points]`, as `past_means` gives.
             month: of the start, 0 for January.
         """
-        g = self.B[:, month] @ self.amplitudes(past) @ self.E.T
-        return np.einsum("lpi,ip->lp", self.c[..., :3], past) + self.c[..., 3] * g
+        d, level = past[:-1], past[-1]
+        g = self.B[:, month] @ self.amplitudes(d[0]) @ self.E.T
+        c = self.c @ harmonics(np.array([month]))[0]
+        return np.asarray(level + np.einsum("lpi,ip->lp", c[..., :-1], d) + c[..., -1] * g)
+
+
+def harmonics(months: NDArray[np.intp]) -> Array:
+    """1, cosine and sine of one and of two turns of the year, `[n, 5]`."""
+    a = 2 * np.pi * months / 12
+    return np.stack([np.ones_like(a), np.cos(a), np.sin(a), np.cos(2 * a), np.sin(2 * a)], -1)
 
 
 def past_means(x: Array, t: NDArray[np.intp]) -> Array:
-    """x_t, x̄_4 and x̄_12 at times t of a record `[time, points]`, `[len(t), 3, points]`.
+    """d_1, d_2, d_6, d_24 and m at times t of a record of anomalies `[time, points]`, `[len(t), 5, points]`.
 
     Raises:
         PerrinError: there are fewer than 12 months up to one of them.
     """
-    if len(t) and min(t) < PAST[-1] - 1:
+    if len(t) and min(t) < LEAST - 1:
         raise PerrinError(
-            f"expected {PAST[-1]} months of data up to the start of a forecast, given {min(t) + 1}: start later"
+            f"expected {LEAST} months of data up to the start of a forecast, given {min(t) + 1}: start later"
         )
     total = np.concatenate([np.zeros_like(x[:1]), np.cumsum(x, 0)])
-    return np.stack([(total[t + 1] - total[t + 1 - n]) / n for n in PAST], 1)
+    level, *means = ((total[t + 1] - total[np.maximum(t + 1 - n, 0)]) / n for n in (LEVEL, *PAST))
+    return np.stack([*(mean - level for mean in means), level], 1)
 
 
 def fit(
@@ -91,12 +109,13 @@ def fit(
     *,
     leads: int = 12,
     modes: int = 20,
-    predicted: int = 80,
-    ridge: float = 10.0,
+    predicted: int = 60,
+    ridge: float = 3.0,
     kappa: float = 1.0,
-    years: float = 1e6,
+    common: float = 0.6,
     folds: int = 6,
     shrink: float = 1.0,
+    seasons: float = 0.5,
 ) -> tuple[SeasonalRegression, NDArray[np.intp], Array]:
     """Fit to a record without gaps.
 
@@ -106,11 +125,11 @@ def fit(
         weight: areas of the points.
         leads: the longest lead, months.
         modes, predicted: k and K.
-        ridge: in units of the variance of the first amplitude.
-        kappa: how much nearer months count more.
-        years: the past is forgotten over this many years.
+        ridge: in units of the mean square of y.
+        kappa, common: κ and κ₀.
         folds: of the cross-validation.
-        shrink: how much a point's c is drawn towards that of all, in units of a typical variance.
+        shrink: how much a point's c is drawn towards that of all, in units of its predictor's mean square.
+        seasons: the size of c's seasons that is expected, relative to c.
 
     Returns:
         The model; the starts of the residuals; residuals `x − x̂` of all leads, `[starts, leads, points]`, each by a
@@ -125,67 +144,90 @@ def fit(
             f"expected at least {12 * folds + 2 * leads} months to fit, given {n}: use more training years"
         )
     w = weight / weight.sum()
-    every = np.arange(n)
-    first = PAST[-1] - 1
-    past = np.zeros((n, len(PAST), x.shape[1]))
-    past[first:] = past_means(x, every[first:])
-    fading = np.exp((every - n) / (12 * years))
+    first = LEAST - 1
+    every = np.arange(first, n)
+    past = past_means(x, every)
+    d, level = past[:, :-1], past[:, -1]
 
-    def regress(known: NDArray[np.intp]) -> tuple[Array, Array]:
-        """E and B of the months that are known."""
-        _, s, rows = np.linalg.svd(x[known] * np.sqrt(w), full_matrices=False)
-        count = min(predicted, len(rows))
-        E = rows[:count].T / np.sqrt(w)[:, None]
-        k = min(modes, count)
-        y = x @ (E * w[:, None])
-        a = (past @ (E[:, :k] * w[:, None])).reshape(n, -1)
-        B = np.zeros((leads, 12, count, a.shape[1]))
-        inside = np.zeros(n, dtype=bool)
-        inside[known] = True
-        for lead in range(1, leads + 1):
-            t = every[first : n - lead]
-            t = t[inside[t] & inside[t + lead]]
-            for m in range(12):
-                q = np.exp(kappa * (np.cos(2 * np.pi * (months[t] - m) / 12) - 1)) * fading[t]
-                aq = a[t] * q[:, None]
-                gram = aq.T @ a[t] + ridge * s[0] ** 2 / len(known) * np.eye(a.shape[1])
-                B[lead - 1, m] = np.linalg.solve(gram, aq.T @ y[t + lead]).T
-        return E, B
+    _, _, rows = np.linalg.svd(d[:, 0] * np.sqrt(w), full_matrices=False)
+    E = rows[: min(predicted, len(rows))].T / np.sqrt(w)[:, None]
+    W = E * w[:, None]
+    k = min(modes, E.shape[1])
+    y = d[:, 0] @ W[:, :k]
+    turn = 2 * np.pi * (months[every][:, None] - np.arange(12)) / 12
+    alike = common + (1 - common) * np.exp(kappa * (np.cos(turn) - 1))  # `[starts, 12]`
+    size = (y**2).sum(1).mean()
+    kernel = (y @ y.T) * alike[:, months[every]] / size
 
-    def linear(E: Array, B: Array, t: NDArray[np.intp], lead: int) -> Array:
-        k = B.shape[-1] // len(PAST)
-        a = (past[t] @ (E[:, :k] * w[:, None])).reshape(len(t), -1)
-        return np.einsum("tki,ti->tk", B[lead - 1, months[t]], a) @ E.T
-
-    g = np.zeros((leads, n, x.shape[1]), dtype=np.float32)
-    for block in np.array_split(every, folds):
-        known = every[(every < block[0] - 12) | (every > block[-1] + 12)]
-        E, B = regress(known)
-        t = block[block >= first]
-        for lead in range(1, leads + 1):
-            g[lead - 1, t] = linear(E, B, t, lead)
-
-    starts = every[first : n - leads]
+    starts = every[: n - leads - first]
     residuals = np.zeros((len(starts), leads, x.shape[1]))
-    c = np.zeros((leads, x.shape[1], 4))
+    B, c = np.zeros((leads, 12, E.shape[1], k)), np.zeros((leads, x.shape[1], len(PAST) + 1, 5))
     for lead in range(1, leads + 1):
-        t = every[first : n - lead]
-        F = np.concatenate([past[t].transpose(2, 0, 1), g[lead - 1, t].T[..., None]], -1)
-        Y = x[t + lead].T[..., None]
-        for block in [*np.array_split(every, folds), every[:0]]:
-            held = len(block) > 0  # none at last: that fit is kept
-            use = (t + lead < block[0] - 12) | (t > block[-1] + 12) if held else t >= 0
-            Fq = (F[:, use] * fading[t[use], None]).transpose(0, 2, 1)
-            gram, right = Fq @ F[:, use], Fq @ Y[:, use]
-            whole, total = np.tensordot(w, gram, 1), np.tensordot(w, right, 1)
-            common = np.linalg.solve(whole, total)
-            pull = shrink * np.trace(whole) / 4 * np.eye(4)
-            found = common + np.linalg.solve(gram + pull, right - gram @ common)
-            if not held:
-                c[lead - 1] = found[..., 0]
-            else:
-                own = np.isin(t, block) & (t < n - leads)
-                e = Y[:, own, 0] - (F[:, own] @ found)[..., 0]
-                residuals[t[own] - first, lead - 1] = e.T
-    E, B = regress(every)
+        i = np.arange(n - lead - first)  # of the starts
+        target = x[every[i] + lead] - level[i]
+        z = target @ W
+        # Of each block of starts: those whose data or target are within a year of it.
+        held = [(b, slice(max(0, b[0] - lead - 12), b[-1] + lead + 13)) for b in np.array_split(i, folds)]
+        g = np.zeros_like(z)
+        for block, near in held:
+            rest = np.delete(i, near)
+            g[block] = kernel[np.ix_(block, rest)] @ _dual(kernel[np.ix_(rest, rest)], z[rest], ridge)
+        F = np.concatenate([d[i], (g @ E.T)[:, None]], 1)
+        season = harmonics(months[every[i]])
+        c[lead - 1], left = _pointwise(F, target, season, w, held, shrink, seasons)
+        residuals[:, lead - 1] = left[: len(starts)]
+        dual = _dual(kernel[np.ix_(i, i)], z, ridge)
+        B[lead - 1] = np.einsum("nm,nK,nk->mKk", alike[i], dual, y[i], optimize=True) / size
     return SeasonalRegression(E=E, weight=w, B=B, c=c), starts, residuals
+
+
+def _dual(kernel: Array, z: Array, ridge: float) -> Array:
+    """Weights of the samples whose kernel to a start predicts z there, `[n, K]`."""
+    return np.asarray(np.linalg.solve(kernel + ridge * np.eye(len(kernel)), z), dtype=np.float64)
+
+
+def _pointwise(
+    F: Array,
+    target: Array,
+    season: Array,
+    weight: Array,
+    held: list[tuple[NDArray[np.intp], slice]],
+    shrink: float,
+    seasons: float,
+) -> tuple[Array, Array]:
+    """c of each point, and what it leaves out by cross-validation.
+
+    Arguments:
+        F: predictors, `[n, 5, points]`.
+        target: `[n, points]`.
+        season: harmonics of the starts, `[n, 5]`.
+        weight: of the points.
+        held: blocks of samples, and what their regression must not see.
+        shrink, seasons: as in `fit`.
+
+    Returns:
+        c, `[points, 5, 5]`, and residuals, `[n, points]`.
+    """
+    n, count, points = F.shape
+    X = (F.transpose(2, 0, 1)[..., None] * season[:, None]).reshape(points, n, -1)
+    Y = np.ascontiguousarray(target.T)[..., None]
+
+    def moments(use: slice) -> tuple[Array, Array]:
+        part = X[:, use].transpose(0, 2, 1)
+        return part @ X[:, use], part @ Y[:, use]
+
+    every = moments(slice(None))
+
+    def solve(gram: Array, right: Array) -> Array:
+        whole, total = np.tensordot(weight, gram, 1), np.tensordot(weight, right, 1)
+        size = whole.diagonal()[:: season.shape[1]]
+        pull = np.diag(np.outer(size, [1.0] + [seasons**-2] * (season.shape[1] - 1)).ravel())
+        common = np.linalg.solve(whole + 1e-3 * pull, total)
+        return np.asarray(common + np.linalg.solve(gram + shrink * pull, right - gram @ common))
+
+    left = np.zeros_like(target)
+    for block, near in held:
+        gram, right = moments(near)
+        found = solve(every[0] - gram, every[1] - right)
+        left[block] = (Y[:, block] - X[:, block] @ found)[..., 0].T
+    return solve(*every).reshape(points, count, -1), left

@@ -28,7 +28,7 @@ from perrin.modalities.weather.fields import Fields
 from perrin.modalities.weather.grid import coarsen, latitude_edges, longitude_edges
 from perrin.modalities.weather.infill import Infill, Observations, nearest
 from perrin.modalities.weather.residual import ResidualModes
-from perrin.modalities.weather.seasonal import PAST, SeasonalRegression, past_means
+from perrin.modalities.weather.seasonal import LEAST, LEVEL, PAST, SeasonalRegression, past_means
 from perrin.modalities.weather.sst import celsius_offset, find_sst, weights_of
 from perrin.modalities.weather.sst_network import FIELD, AmplitudeConfig, build_denoiser
 from perrin.nets.sphere import SphericalHarmonics
@@ -38,19 +38,21 @@ _FREEZING = -1.8
 UNLIKE = 4.0
 """How many times as far from the climatology a month may be, in root mean square, as the model's own months are."""
 PARTS = ("scale", "modes", "spread", "fitted", "rest", "spectrum")
-CONDITIONS = (0, 1, 2, 3)
-"""Of which of the past's amplitudes the residual's distribution depends: of x_t, and of its mean over 4 months the first
-three."""
+CONDITIONS = (4, 3)
+"""Of how many of the past's amplitudes the residual's distribution depends: of the last month's departure from the level,
+and of the last 6 months'."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SSTStart:
-    """What a forecast starts from: the month, the past means of anomalies, and what the file measures in."""
+    """What a forecast starts from: the month, the past of anomalies (`past_means`), what the file measures in, and how many
+    of the level's months it has."""
 
     time: Any
     past: Array
     offset: float
     units: str
+    months: int = LEVEL
 
 
 class SSTModel:
@@ -173,6 +175,11 @@ class SSTModel:
                 denoisers.append(denoiser.eval().requires_grad_(False))
             sea = w["sea"] > 0
             parts = {n: {k: w[f"{n}.{k}"] for k in PARTS} for n in ("residuals", "field")}
+            if w["regression.c"].ndim != 4:
+                raise PerrinError(
+                    f"expected a model that forecasts departures from the level of ten years in {bundle.path}, given one of "
+                    "an earlier version of Perrin: train it again (perrin train weather/sst)"
+                )
             regression = SeasonalRegression(
                 E=w["regression.E"], weight=weights_of(sea), B=w["regression.B"], c=w["regression.c"]
             )
@@ -228,19 +235,19 @@ class SSTModel:
                 f"expected one state for each month, given several in {fields.label}: take monthly means first"
             )
         offset, units = celsius_offset(fields, part), fields.units(part) or "degC"
-        kept: dict[int, Array] = {}
+        kept: dict[int, Array] = {-1: np.zeros(self.climatology.shape[1])}
         out = []
         for year, month in months or [(times[-1].year, times[-1].month)]:
-            wanted = [divmod(12 * year + month - 1 - i, 12) for i in range(PAST[-1])]
-            lacking = [(y, m + 1) for y, m in wanted if (y, m + 1) not in place]
+            wanted = [divmod(12 * year + month - 1 - i, 12) for i in range(LEVEL)]
+            lacking = [(y, m + 1) for y, m in wanted[:LEAST] if (y, m + 1) not in place]
             if lacking:
                 raise PerrinError(
-                    f"expected the {PAST[-1]} months up to {year}-{month:02d} in {fields.label}, given none for "
+                    f"expected the {LEAST} months up to {year}-{month:02d} in {fields.label}, given none for "
                     f"{lacking[-1][0]}-{lacking[-1][1]:02d}: choose another --start or give a longer file"
                 )
             rows = []
             for y, m in reversed(wanted):
-                i = place[(y, m + 1)]
+                i = place.get((y, m + 1), -1)  # -1: the file lacks it, and it counts as the climatology
                 if i not in kept:
                     kept[i] = self._anomaly(fields, part, i, offset, unlike)
                 rows.append(kept[i])
@@ -248,9 +255,10 @@ class SSTModel:
             out.append(
                 SSTStart(
                     time=cftime.datetime(year, month, 1, calendar=t.calendar),
-                    past=past_means(np.stack(rows), np.array([PAST[-1] - 1]))[0],
+                    past=past_means(np.stack(rows), np.array([LEVEL - 1]))[0],
                     offset=offset,
                     units=units,
+                    months=sum((y, m + 1) in place for y, m in wanted),
                 )
             )
         return out
@@ -300,7 +308,7 @@ class SSTModel:
         """What the network is told, `[C]`."""
         return np.concatenate(
             [
-                conditions(self.regression.amplitudes(past)) / self.condition_scale,
+                conditions(self.regression, past) / self.condition_scale,
                 season(np.array([month]))[0],
             ]
         )
@@ -452,10 +460,10 @@ def logit_normal_grid(n: int) -> Tensor:
     return logit_normal(n, mean=0.0, std=1.4, start=0.999)
 
 
-def conditions(a: Array) -> Array:
-    """The amplitudes of the past that the network sees, of all `[..., 3k]`."""
-    k = a.shape[-1] // len(PAST)
-    return np.concatenate([a[..., list(CONDITIONS)], a[..., k : k + 3]], -1)
+def conditions(regression: SeasonalRegression, past: Array) -> Array:
+    """The amplitudes of the past `[..., 5, points]` that the network sees."""
+    a = regression.amplitudes(past[..., [0, PAST.index(6)], :])
+    return np.concatenate([a[..., i, :count] for i, count in enumerate(CONDITIONS)], -1)
 
 
 def season(month: NDArray[np.intp]) -> Array:

@@ -53,7 +53,7 @@ class SSTOptions:
     leads: int = 12
     modes: int = 20
     predicted: int = 60
-    ridge: float = 10.0
+    ridge: float = 3.0
     amplitudes: int = 24
     field_amplitudes: int = 100
     field_degree: int = 36
@@ -104,12 +104,12 @@ def train_sst(
         r.astype(np.float64), months[starts], weight, sea, harmonics, count=options.amplitudes
     )
     past = seasonal.past_means(x, starts)
-    seen = conditions(regression.amplitudes(past))
+    seen = conditions(regression, past)
     scale = seen.std(0)
     condition = np.concatenate([seen / scale, season(months[starts])], 1)
     amplitudes = residuals.amplitudes(r.astype(np.float64), months[starts], weight)
     held = np.flatnonzero((years >= options.choice[0]) & (years <= options.choice[1]))
-    late = held[(held >= seasonal.PAST[-1] - 1) & (held < len(x) - options.leads)]
+    late = held[(held >= seasonal.LEAST - 1) & (held < len(x) - options.leads)]
     late = late[np.isin(late + options.leads, held)]
     before = seasonal.past_means(x, late)
     errors = np.stack(
@@ -119,7 +119,7 @@ def train_sst(
         (amplitudes, condition),
         (
             residuals.amplitudes(errors, months[late], weight),
-            np.concatenate([conditions(regression.amplitudes(before)) / scale, season(months[late])], 1),
+            np.concatenate([conditions(regression, before) / scale, season(months[late])], 1),
         ),
         options,
         train,
@@ -197,11 +197,11 @@ def choose_field_scale(
 ) -> tuple[float, dict[str, Any]]:
     """The factor of the prior's spread with which 90 % of hidden points fall in 90 % intervals, where 5 % are seen.
 
-    Every 15th month is looked at, and the factor interpolated between a few.
+    Every 5th month is looked at, and the factor interpolated between a few.
     """
     x, weight = sst.anomaly[:, sst.sea], model.regression.weight
     numbers = np.array([t.year for t in sst.times])
-    inside = np.flatnonzero((numbers >= years[0]) & (numbers <= years[1]))[::15]
+    inside = np.flatnonzero((numbers >= years[0]) & (numbers <= years[1]))[::5]
     scales = np.array([1.0, 1.2, 1.4, 1.7, 2.2])
     covered = np.zeros(len(scales))
     for i, scale in enumerate(scales):
@@ -242,7 +242,7 @@ def choose_inflation(
     x, leads = sst.anomaly[:, sst.sea], model.longest
     numbers = np.array([t.year for t in sst.times])
     inside = np.flatnonzero((numbers >= years[0]) & (numbers <= years[1]))
-    inside = inside[inside >= seasonal.PAST[-1]]
+    inside = inside[inside >= seasonal.LEAST]
     candidates = np.arange(0.9, 1.61, 0.05)
     total = np.zeros((len(candidates), leads))
     for t in range(inside[0] - 1, inside[-1] - leads + 1, 3):
@@ -264,7 +264,7 @@ def choose_inflation(
 def simulate(model: SSTModel, months: int, seed: int) -> Array:
     """A record made by the model itself from no anomaly, a year at a time, `[months, points]`: a start that is nobody's
     data."""
-    past = [np.zeros(model.climatology.shape[1])] * seasonal.PAST[-1]
+    past = [np.zeros(model.climatology.shape[1])] * seasonal.LEAST
     n = 0
     while n < months + 24:
         record = np.stack(past)
