@@ -122,6 +122,10 @@ def main() -> None:
         one, other = Series(rollout, part, rollout), Series(truth, part, rollout)
         ours, theirs = one.means(), other.means()
         months = [m for m in ours if m in theirs]
+        if len(months) < 12:
+            raise SystemExit(
+                f"expected every calendar month in both, given {len(months)} of {part} in common: roll out a year or more"
+            )
         years, known = (float(np.mean([len(x[m]) for m in months])) for x in (ours, theirs))
         v = variance(theirs)
         truth_mean = time_mean(theirs, months)
