@@ -16,8 +16,8 @@ run: env  ## sample 100 molecules into out/: an SDF, an HTML page and a table of
 	@mkdir -p out
 	$(BIN)/perrin sample molecule/qm9 -n 100 -o out/molecules.sdf --view out/molecules.html --evaluate
 
-test: env  ## run the tests (make test ARGS="-k noise")
-	$(BIN)/python -m pytest -q $(ARGS)
+test: env  ## run the tests in two processes (make test ARGS="-n 0 -k noise")
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 peers: .peers/.perrin  ## compare with diffusers, k-diffusion and azula, installed apart into .peers
 	PYTHONPATH=.peers PERRIN_PEERS=1 $(BIN)/python -m pytest -q -m peers tests/core $(ARGS)
