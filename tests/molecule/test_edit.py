@@ -206,7 +206,8 @@ def test_varying_begins_at_the_molecule(model: MoleculeModel, furan: Molecule) -
         found[varier] = varier.run_unit(unit, 0, options)
         assert [len(m) for m in found[varier]] == [len(furan)] * 8
     assert [similarity(furan, m) for m in found[near]] == [1.0] * 8
-    assert all(np.abs(m.positions - furan.positions).max() < 0.5 for m in found[near])  # in the same frame
+    # in the same frame, which is 20 Å away; the methyl group may turn
+    assert all(np.abs(m.positions - furan.positions).max() < 1.0 for m in found[near])
     likeness = [similarity(furan, m) for m in found[far]]
     assert sum(s == 1 for s in likeness) <= 1
     (alone,) = near.units([5], 0, batch=1)
