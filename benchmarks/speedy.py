@@ -4,10 +4,10 @@
     python benchmarks/speedy.py truth/ [--bundle weather/speedy] [--twin FILE] [--out DIR] [--json FILE]
     python benchmarks/speedy.py truth/ --minutes 0.2 --twin-minutes 0.2 --members 2       # whether it runs, on a CPU
 
-Without `--bundle` a model is trained, without `--twin` a twin. To rerun the tables of `docs/weather/forecast.md` takes a
-GPU, jcm for `speedy_truth.py` (3 minutes there, hours on a CPU; its 2 GB do not ship) and minutes for a twin.
-`weather/speedy` itself was trained twice, 7649 steps of 96 from nothing and 9998 of 128 from there on other runs;
-what is trained here has its configuration, from nothing. All start from the same analyses (see `speedy_truth.py`):
+Without `--bundle` a model is trained, without `--twin` a twin. To rerun the tables of `docs/weather/forecast.md`
+takes a GPU, jcm for `speedy_truth.py` (3 minutes there, hours on a CPU; its 2 GB do not ship) and minutes for a twin.
+`weather/speedy` itself was trained twice, 7649 steps of 96 from nothing and 9998 of 128 from there on other runs; what
+is trained here has its configuration, from nothing. All start from the same analyses (see `speedy_truth.py`):
 member k of the model from the two states, a day apart, of member k of the truth ensemble; the twin, the same network trained
 as a regression in mean absolute error, and persistence from the centre. Climatology is an ensemble of training states within
 20 days of the season; the linear inverse model (`--modes` functions of the training runs' anomalies from a course of the
