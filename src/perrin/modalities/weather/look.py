@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from perrin.errors import counted
 from perrin.modalities.weather.fields import Fields, Lead
-from perrin.modalities.weather.page import BOTH, ONE, VIRIDIS, number, picture, plot, top, write_html
+from perrin.modalities.weather.page import BOTH, ONE, VIRIDIS, Scale, number, picture, plot, top, write_html
 
 Array = NDArray[np.float64]
 FRAMES = 400
@@ -218,7 +218,7 @@ def maps(fields: Fields, found: Frames, name: str, unit: str, mean: Array, *, am
     if not len(drawn):
         return "<p>Nothing but zeros or missing values at these times.</p>"
     low, high = (float(v) for v in np.quantile(drawn, [0.005, 0.995]))
-    scale = VIRIDIS
+    scale: Scale = VIRIDIS
     if amounts:
         low, scale = 0.0, ONE
     elif low < 0 < high and min(-low, high) > 0.25 * max(-low, high):

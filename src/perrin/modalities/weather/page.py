@@ -23,11 +23,13 @@ from perrin.run.atomic import write_text
 
 Array = NDArray[np.float64]
 
+Scale = tuple[tuple[int, int, int], ...]
+"""Colours, evenly spaced."""
 _COLOURS = ("#1f5fa8", "#c0392b", "#2e8b57", "#8e6bbf", "#7f7f7f")
-BOTH = ((20, 70, 140), (120, 175, 220), (247, 247, 247), (240, 165, 120), (160, 30, 40))
-ONE = ((252, 252, 245), (190, 225, 190), (70, 165, 175), (35, 90, 150), (30, 20, 80))
+BOTH: Scale = ((20, 70, 140), (120, 175, 220), (247, 247, 247), (240, 165, 120), (160, 30, 40))
+ONE: Scale = ((252, 252, 245), (190, 225, 190), (70, 165, 175), (35, 90, 150), (30, 20, 80))
 """For what starts at zero: the more the darker."""
-VIRIDIS = (
+VIRIDIS: Scale = (
     (68, 1, 84),
     (71, 45, 123),
     (59, 82, 139),
@@ -218,7 +220,8 @@ def maps(name: str, unit: str, forecast: Fields, truth: Fields) -> str:
         low, high = (float(v) for v in np.nanquantile(both, [0.005, 0.995]))
         error = x.mean(0) - y
         size = top(np.abs(error))
-        out += f"<h3>{html.escape(str(lead))} from {html.escape(str(start))}</h3>"
+        words = f"{lead} from {start}" if forecast.has_leads else str(start)
+        out += f"<h3>{html.escape(words)}</h3>"
         at = (truth.latitude, truth.longitude)
         out += picture(y, low, high, VIRIDIS, "truth", unit, at)
         out += picture(x.mean(0), low, high, VIRIDIS, "mean of the members, the same colours", unit, at)
