@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -404,8 +405,29 @@ def test_a_short_past_is_said_and_counts_as_the_climatology(
             run(str(sst_bundle), "--file", str(tmp_path / f"{name}.nc"), "--members", "1", "-o", str(out))
             == 0
         )
-        assert words in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert words in told.out
+        assert told.err.count("which the forecast leans: give ten years") == bool(
+            words
+        )  # no numbers of this bundle
         assert ("climatology" in xr.open_dataset(out, decode_times=False).attrs["comment"]) == bool(words)
+
+
+def test_what_a_short_past_costs_is_the_table_of_the_study() -> None:
+    """The bundle that ships says the RMSE of the documentation, for the number of months below and the longest lead."""
+    model = load(find_bundle("weather/sst"))
+    page = Path("docs/weather/forecast.md").read_text()
+    for words, months in (
+        ("the mean of this model, past of 12", 12),
+        *((f"… of {n}", n) for n in (24, 60, 120)),
+    ):
+        row = re.search(rf"\| {words} months \|(.+)", page)
+        assert row
+        assert model.by_past[str(months)] == [float(v) for v in row[1].split("|")[3:6]]
+    told = model.lacking(59, 12)
+    assert "59 of the 120 months" in told
+    assert "at 6 months was 0.491 K with 24 months and 0.455 K with 120" in told
+    assert "at 1 month was 0.292 K with 12 months" in model.lacking(12, 2)
 
 
 def test_a_bundle_of_an_earlier_version_is_refused_in_one_line(

@@ -15,7 +15,7 @@ import xarray as xr
 
 from perrin.cli import main
 from perrin.modalities.weather.fields import open_fields
-from perrin.modalities.weather.page import BOTH, ONE, picture, plot
+from perrin.modalities.weather.page import BOTH, ONE, VIRIDIS, picture, plot
 
 
 class Tags(html.parser.HTMLParser):
@@ -63,6 +63,45 @@ def test_a_map_is_the_field() -> None:
     low, middle, high = BOTH[0], BOTH[2], BOTH[-1]
     np.testing.assert_array_equal(found[1], [low, middle, high])
     np.testing.assert_array_equal(found[0], [high, low, (200, 200, 200)])
+
+
+def test_a_map_says_its_colours_and_places() -> None:
+    """The bar goes through the scale from low to high; degrees stand at the rows and columns of their cells."""
+    latitude, longitude = np.arange(-88.0, 89, 4), np.arange(2.0, 360, 4)
+    page = picture(np.zeros((45, 90)), -2, 30, VIRIDIS, "t", "degC", (latitude, longitude))
+    assert "linear-gradient(to right,rgb(68,1,84),rgb(71,45,123)" in page
+    assert "<span>-2</span><span>14</span><span>30 degC</span>" in page
+    marks = re.findall(r'<span class="(\w+)" style="\w+:([\d.]+)%">([^<]+)<', page)
+    expected = [("row", 60, "60° S"), ("row", 0, "0°"), ("row", -60, "60° N")]  # from the middle, downwards
+    expected += [("column", -90, "90° E"), ("column", 0, "180°"), ("column", 90, "90° W")]
+    for (kind, share, word), (k, degrees, w) in zip(marks, expected, strict=True):
+        assert (kind, word) == (k, w)
+        assert float(share) == pytest.approx(50 + degrees / (1.8 if kind == "row" else 3.6), abs=0.06)
+    west = picture(np.zeros((2, 3)), 0, 1, ONE, "t", "", (np.array([50.0, 51]), np.array([-6.0, -5, -4])))
+    assert re.findall(r">([^<]+ [EW])<", west) == ["6° W", "5.5° W", "5° W", "4.5° W", "4° W"]
+
+
+def test_viridis_is_matplotlibs() -> None:
+    cm = pytest.importorskip("matplotlib").colormaps["viridis"]
+    np.testing.assert_allclose(VIRIDIS, 255 * cm(np.linspace(0, 1, 9))[:, :3], atol=0.51)
+
+
+def test_a_long_curve_is_of_whole_years(tmp_path: Path) -> None:
+    """60 years of a sea with seasons and a trend: the curve of annual means is the trend alone, a straight line."""
+    months = np.arange(720)
+    x = 10 + 5 * np.cos(2 * np.pi * months / 12) + months / 240
+    times = xr.date_range("1950-01-01", periods=720, freq="MS", use_cftime=True)
+    place = {"lat": np.arange(-60.0, 61, 30), "lon": np.arange(0, 360, 60.0), "time": times}
+    field = np.broadcast_to(x[:, None, None], (720, 5, 6))
+    xr.Dataset({"t": (("time", "lat", "lon"), field, {"units": "degC"})}, place).to_netcdf(tmp_path / "t.nc")
+    assert main(["view", str(tmp_path / "t.nc")]) == 0
+    page = (tmp_path / "t.html").read_text()
+    assert "mean over the area (degC), means of 12 months" in page
+    assert "evenly chosen" not in page
+    (curve,) = re.findall(r'points="([^"]+)"', page)
+    points = np.array([p.split(",") for p in curve.split()], float)
+    assert len(points) == 60
+    np.testing.assert_allclose(points[:, 1], np.linspace(points[0, 1], points[-1, 1], 60), atol=0.11)
 
 
 def test_a_curve_goes_through_its_points() -> None:
@@ -160,16 +199,18 @@ def test_view_of_an_ensemble(sst_bundle: Path, tmp_path: Path) -> None:
     assert main(["view", str(file), "-o", str(tmp_path / "p.html")]) == 0
     page = (tmp_path / "p.html").read_text()
     assert "3 members; forecast from " in page
-    captions = re.findall(r"<figure><img[^>]+><figcaption>([^<]+)<", page)
+    captions = re.findall(r"<figure><div.+?<figcaption>([^<]+)<", page)
     assert [c.split(",")[0] for c in captions] == ["mean of the members"] * 4 + [
         "spread",
         "member 0",
         "member 1",
     ]
     fields = open_fields(file)
+    assert fields.references[0].strftime("%Y-%m") == "2000-12"
+    assert captions[3] == "mean of the members, 4 mon (2001-04)"
     x = fields.read("sst")[:, 0]
     low, high = np.nanquantile(x.mean(0), [0.005, 0.995])
-    assert re.findall(r"<img[^>]+>", page)[0] in picture(x.mean(0)[0], low, high, ONE, captions[0])
+    assert re.findall(r"<img[^>]+>", page)[0] in picture(x.mean(0)[0], low, high, VIRIDIS, captions[0])
     assert re.findall(r"<img[^>]+>", page)[4] in picture(
         x[:, 3].std(0, ddof=1), 0, np.nanquantile(x[:, 3].std(0, ddof=1), 0.995), ONE, captions[4]
     )

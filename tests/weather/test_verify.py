@@ -18,7 +18,7 @@ import xarray as xr
 
 from perrin.cli import main
 from perrin.errors import PerrinError
-from perrin.modalities.weather import REFERENCES, scores, sources
+from perrin.modalities.weather import REFERENCES, report, scores, sources
 from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.modalities.weather.files import write_fields
 from perrin.modalities.weather.sources import Climatology
@@ -528,3 +528,35 @@ def test_a_climatology_with_gaps_has_states_where_it_has_them() -> None:
         Climatology(Fields(record), window=1),
     )
     assert found["variables"]["t2m"]["leads"][0]["references"]["climatology"]["scores"]["rmse"]["value"] > 0
+
+
+def test_digits_of_the_tables() -> None:
+    """Two digits of the standard error, small numbers with a power of ten; a bias of rounding is 0, a small one is not."""
+    for value, error, words in (
+        (0.5587, 0.0171, "0.559(17)"),
+        (-1.234e-6, 4.5e-8, "-1.234(45)e-06"),
+        (1.2e-7, 3.4e-6, "0.1(34)e-06"),
+        (12.3, 45.0, "12(45)"),
+        (0.25, None, "0.25"),
+    ):
+        found = report._cell({"value": value, "error": error})
+        assert found == words
+    scores = {"rmse": {"value": 0.4, "error": 0.1}, "bias": {"value": -1.2e-10, "error": 1.4e-11}}
+    assert report._cell(report._rounded(scores, "bias")) == "0"
+    scores["rmse"]["value"] = 1e-6
+    assert report._cell(report._rounded(scores, "bias")) == "-1.20(14)e-10"
+
+
+def test_files_that_are_no_forecasts_have_no_lead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times = xr.date_range("2001-01-01", periods=3, freq="D", use_cftime=True)
+    place = {"time": times, "lat": np.arange(-60.0, 61, 30), "lon": np.arange(0, 360, 60.0)}
+    x = np.random.default_rng(0).normal(size=(3, 5, 6))
+    for name, field in (("a.nc", x), ("b.nc", x + 1)):
+        xr.Dataset({"t": (("time", "lat", "lon"), field)}, place).to_netcdf(tmp_path / name)
+    assert (
+        main(["verify", str(tmp_path / "a.nc"), str(tmp_path / "b.nc"), "--html", str(tmp_path / "p.html")])
+        == 0
+    )
+    told = capsys.readouterr().out
+    assert " 0 h" not in told + (tmp_path / "p.html").read_text()
+    assert any(line.split()[:2] == ["–", "3"] for line in told.splitlines())

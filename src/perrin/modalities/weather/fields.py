@@ -146,6 +146,11 @@ class Fields:
         """Whether fields are by start and period, not by valid time."""
         return "forecast_reference_time" in self.dataset.coords and "time" not in self.dataset.coords
 
+    @property
+    def has_leads(self) -> bool:
+        """Whether fields have a forecast period, or a start apart from their valid times."""
+        return "forecast_period" in self.dataset.coords or "forecast_reference_time" in self.dataset.coords
+
     @cached_property
     def times(self) -> list[Any]:
         """Valid times of a file without forecast periods, cftime objects.

@@ -2,11 +2,13 @@
 
 Of an ensemble the maps are means of the members, and at the last time the spread and two members; of forecasts from
 several starts, the first. Amounts, which are never negative and often zero, are mapped from zero, in colours of what falls.
+Long curves are of means over blocks of whole years or days, so that no cycle of the seasons or the day is taken for another.
 """
 
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perrin.errors import counted
-from perrin.modalities.weather.fields import Fields
-from perrin.modalities.weather.page import BOTH, ONE, number, picture, plot, top, write_html
+from perrin.modalities.weather.fields import Fields, Lead
+from perrin.modalities.weather.page import BOTH, ONE, VIRIDIS, Scale, number, picture, plot, top, write_html
 
 Array = NDArray[np.float64]
 FRAMES = 400
-"""Times that are read at most, evenly chosen."""
+"""Points of a curve at most."""
+VALUES = 1e9
+"""Values of a variable that are read at most, if of `FRAMES` times."""
 PARTS = 12
 """Variables (and levels) that are shown at most."""
 _MAPS = 5
@@ -33,15 +37,25 @@ class Frames:
 
     Arguments:
         words: what each is called.
+        ticks: the same for an axis.
         at: which it is in the file.
         leads: whether they are periods of one forecast.
         every: how many the file has.
+        cycle: how many are a year, where they are months, or a day; 1 where neither is known.
     """
 
     words: list[str]
+    ticks: list[str]
     at: list[int]
     leads: bool
     every: int
+    cycle: int = 1
+
+    @property
+    def block(self) -> int:
+        """How many are one point of a curve."""
+        least = -(-len(self.words) // FRAMES)
+        return 1 if least == 1 else -(-least // self.cycle) * self.cycle
 
     def read(self, fields: Fields, part: str, k: int) -> Array:
         """Members at one of them, `[members, rows, columns]`."""
@@ -55,14 +69,46 @@ class Frames:
 def frames(fields: Fields) -> Frames:
     """What a file has by time, or by period of its first forecast; one frame where it has neither."""
     leads = fields.is_forecast or ("time" in fields.dataset.coords and len(fields.leads) > 1)
+    cycle = 1
     if leads:
-        words = [str(lead) for lead in fields.leads]
+        start = fields.references[0]
+        ticks = valid(start, fields.leads)
+        words = [f"{lead} ({tick})" for lead, tick in zip(fields.leads, ticks)]
     elif "time" in fields.dataset.coords:
-        words = dates(fields.times)
+        words = ticks = dates(fields.times)
+        cycle = cycle_of(fields.times)
     else:
-        return Frames(words=[""], at=[], leads=False, every=1)
-    at = np.unique(np.linspace(0, len(words) - 1, min(FRAMES, len(words))).round().astype(int)).tolist()
-    return Frames(words=[words[i] for i in at], at=at, leads=leads, every=len(words))
+        return Frames(words=[""], ticks=[""], at=[], leads=False, every=1)
+    room = max(FRAMES, int(VALUES / (fields.area.size * fields.members)))
+    at = np.unique(np.linspace(0, len(words) - 1, min(room, len(words))).round().astype(int)).tolist()
+    if len(at) < len(words):
+        cycle = 1
+    return Frames(
+        words=[words[i] for i in at],
+        ticks=[ticks[i] for i in at],
+        at=at,
+        leads=leads,
+        every=len(words),
+        cycle=cycle,
+    )
+
+
+def valid(start: Any, leads: Sequence[Lead]) -> list[str]:
+    """The months, or times, that a forecast is of."""
+    if any(lead.months for lead in leads):
+        months = [divmod(12 * start.year + start.month - 1 + lead.months, 12) for lead in leads]
+        return [f"{year:04d}-{month + 1:02d}" for year, month in months]
+    return dates([lead.after(start) for lead in leads])
+
+
+def cycle_of(times: Sequence[Any]) -> int:
+    """How many of them are a year, if they are consecutive months, or a day, if they are hours that make it up; else 1."""
+    months = np.array([12 * t.year + t.month for t in times])
+    if (np.diff(months) == 1).all():
+        return 12
+    gaps = {round((b - a).total_seconds()) for a, b in itertools.pairwise(times)}
+    each = gaps.pop() if len(gaps) == 1 else 0
+    return 86400 // each if each > 0 and 86400 % each == 0 else 1
 
 
 def dates(times: Sequence[Any]) -> list[str]:
@@ -91,7 +137,10 @@ def write_look(path: str | Path, fields: Fields) -> None:
         f"{rows} × {columns} cells, {south:g}° to {north:g}° north, {west:g}° to {east:g}° east",
     ]
     if len(found.at) < found.every and found.at:
-        about.append(f"{len(found.at)} of the times are read, evenly chosen")
+        about.append(
+            f"{len(found.at)} of the times are read, evenly chosen: what changes faster than these follow one another, "
+            "seasons say, looks slower than it is"
+        )
     if len(names) > PARTS:
         about.append(f"not shown: {', '.join(names[PARTS:])}")
     title = str(fields.dataset.attrs.get("title", ""))
@@ -130,15 +179,25 @@ def variable(fields: Fields, found: Frames, name: str) -> str:
         cells_of.append(("zero", f"{100 * zero / known:.3g} % of the rest"))
     out = head + "<table>" + "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in cells_of) + "</table>"
     if len(found.words) > 1:
-        steps = np.arange(len(found.words))
-        some = np.unique(np.linspace(0, steps[-1], 4).round().astype(int)).tolist()
-        ticks = [(float(k), found.words[k]) for k in some]
-        y = f" ({unit})" if unit else ""
-        series = {"mean of the members" if len(mean) > 1 else "mean": mean.mean(0).tolist()}
-        faint = mean if len(mean) > 1 else None
-        out += plot(f"mean over the area{y}", steps, series, ticks=ticks, faint=faint)
+        size = found.block
+        count = len(found.words) // size  # what is left at the end is no whole block
+        steps = np.arange(count)
+        some = np.unique(np.linspace(0, count - 1, 4).round().astype(int)).tolist()
+        ticks = [(float(k), found.ticks[k * size]) for k in some]
+        y, each = f" ({unit})" if unit else "", ""
+        if size > 1:
+            each = "12 months" if found.cycle == size == 12 else f"{size} times"
+        curve = mean[:, : count * size].reshape(len(mean), count, size).mean(2)
+        series = {"mean of the members" if len(mean) > 1 else "mean": curve.mean(0).tolist()}
+        faint = curve if len(mean) > 1 else None
+        out += plot(
+            f"mean over the area{y}{each and ', means of ' + each}", steps, series, ticks=ticks, faint=faint
+        )
         if amounts:
-            out += plot(f"largest value{y}", steps, {"largest": largest}, ticks=ticks, low=0)
+            most = np.reshape(largest[: count * size], (count, size)).max(1).tolist()
+            out += plot(
+                f"largest value{y}{each and ', of ' + each}", steps, {"largest": most}, ticks=ticks, low=0
+            )
     return out + maps(fields, found, name, unit, mean, amounts=amounts)
 
 
@@ -159,20 +218,21 @@ def maps(fields: Fields, found: Frames, name: str, unit: str, mean: Array, *, am
     if not len(drawn):
         return "<p>Nothing but zeros or missing values at these times.</p>"
     low, high = (float(v) for v in np.quantile(drawn, [0.005, 0.995]))
-    scale = ONE
+    scale: Scale = VIRIDIS
     if amounts:
-        low = 0.0
+        low, scale = 0.0, ONE
     elif low < 0 < high and min(-low, high) > 0.25 * max(-low, high):
         low, high, scale = -max(-low, high), max(-low, high), BOTH
-    out = f"<p>Colours: {number(low)} to {number(high)} {html.escape(unit)}; grey is missing.</p>"
+    out = f"<p>Colours: {number(low)} to {number(high)} {html.escape(unit)} in all maps; grey is missing.</p>"
+    at = (fields.latitude, fields.longitude)
     what = "mean of the members, " if len(last) > 1 else ""
     for k, x in means.items():
-        out += picture(x, low, high, scale, what + found.words[k])
+        out += picture(x, low, high, scale, what + found.words[k], unit, at)
     if len(last) > 1 and np.isfinite(last).any():
         spread = last.std(0, ddof=1)
         most = top(spread)
         word = found.words[-1]
-        out += picture(spread, 0, most, ONE, f"spread, 0 to {number(most)} {unit}, {word}")
+        out += picture(spread, 0, most, ONE, f"spread, {word}", unit, at)
         for i in (0, 1):
-            out += picture(last[i], low, high, scale, f"member {i}, {word}")
+            out += picture(last[i], low, high, scale, f"member {i}, {word}", unit, at)
     return out

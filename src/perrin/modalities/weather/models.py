@@ -116,7 +116,9 @@ def forecast(a: Namespace) -> None:
         starts = model.starts(fields, parse_days(a.start, fields) if a.start else None)
     short = ""
     if (least := min(getattr(s, "months", LEVEL) for s in starts)) < LEVEL:
+        assert isinstance(model, SSTModel)
         short = f" ({least} of the {LEVEL} months before: the others count as the model's climatology)"
+        warn(f"{fields.label if fields else model.name} has {model.lacking(least, leads)}")
     many = a.members * len(starts) > 2000 or (isinstance(model, AtmosphereModel) and leads > 2)
     workers = (
         cpu_count() if many and model.together == 1 else 1

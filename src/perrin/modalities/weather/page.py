@@ -23,15 +23,34 @@ from perrin.run.atomic import write_text
 
 Array = NDArray[np.float64]
 
+Scale = tuple[tuple[int, int, int], ...]
+"""Colours, evenly spaced."""
 _COLOURS = ("#1f5fa8", "#c0392b", "#2e8b57", "#8e6bbf", "#7f7f7f")
-BOTH = ((20, 70, 140), (120, 175, 220), (247, 247, 247), (240, 165, 120), (160, 30, 40))
-ONE = ((252, 252, 245), (190, 225, 190), (70, 165, 175), (35, 90, 150), (30, 20, 80))
+BOTH: Scale = ((20, 70, 140), (120, 175, 220), (247, 247, 247), (240, 165, 120), (160, 30, 40))
+ONE: Scale = ((252, 252, 245), (190, 225, 190), (70, 165, 175), (35, 90, 150), (30, 20, 80))
+"""For what starts at zero: the more the darker."""
+VIRIDIS: Scale = (
+    (68, 1, 84),
+    (71, 45, 123),
+    (59, 82, 139),
+    (44, 114, 142),
+    (33, 145, 140),
+    (40, 174, 128),
+    (94, 201, 98),
+    (173, 220, 48),
+    (253, 231, 37),
+)
+"""Matplotlib's, for the rest: the higher the brighter."""
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;color:#222;max-width:1080px;margin:2em auto;padding:0 1em}
 h1{font-size:1.4em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}h3{font-size:1em;margin:1.2em 0 .3em}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.15em .6em;text-align:right;border:1px solid #e5e5e5}
 th{background:#f6f6f6;font-weight:600}figure{display:inline-block;margin:.3em .6em .6em 0;vertical-align:top}
-figcaption{font-size:12px;color:#555}img{image-rendering:pixelated;border:1px solid #ccc}"""
+figcaption{font-size:12px;color:#555}img{image-rendering:pixelated;border:1px solid #ccc;display:block}
+.map{position:relative;display:inline-block;font-size:11px;color:#555}.map.placed{margin:8px 20px 16px 40px}
+.map span{position:absolute;white-space:nowrap}.map .row{right:100%;padding-right:3px;transform:translateY(-50%)}
+.map .column{top:100%;transform:translateX(-50%)}.bar{height:9px;max-width:340px;border:1px solid #ccc}
+.ends{display:flex;justify-content:space-between;max-width:342px;font-size:11px;margin-bottom:2px}"""
 
 
 def write_page(
@@ -201,14 +220,16 @@ def maps(name: str, unit: str, forecast: Fields, truth: Fields) -> str:
         low, high = (float(v) for v in np.nanquantile(both, [0.005, 0.995]))
         error = x.mean(0) - y
         size = top(np.abs(error))
-        out += f"<h3>{html.escape(str(lead))} from {html.escape(str(start))}</h3>"
-        out += picture(y, low, high, ONE, f"truth, {low:.4g} to {high:.4g} {unit}")
-        out += picture(x.mean(0), low, high, ONE, "mean of the members, the same colours")
-        out += picture(error, -size, size, BOTH, f"mean − truth, ±{size:.3g} {unit}")
+        words = f"{lead} from {start}" if forecast.has_leads else str(start)
+        out += f"<h3>{html.escape(words)}</h3>"
+        at = (truth.latitude, truth.longitude)
+        out += picture(y, low, high, VIRIDIS, "truth", unit, at)
+        out += picture(x.mean(0), low, high, VIRIDIS, "mean of the members, the same colours", unit, at)
+        out += picture(error, -size, size, BOTH, "mean − truth", unit, at)
         if len(x) > 1:
             spread = x.std(0, ddof=1)
             most = top(spread)
-            out += picture(spread, 0, most, ONE, f"spread, 0 to {most:.3g} {unit}")
+            out += picture(spread, 0, most, ONE, "spread", unit, at)
     return out
 
 
@@ -229,8 +250,25 @@ def _colour(scale: Sequence[tuple[int, int, int]], at: float) -> tuple[int, int,
     return tuple(round(p + (x - i) * (q - p)) for p, q in zip(a, b))  # type: ignore[return-value]
 
 
-def picture(x: Array, low: float, high: float, scale: Sequence[tuple[int, int, int]], caption: str) -> str:
-    """A field `[rows from south to north, columns]` as PNG with a palette; missing values are grey."""
+def picture(
+    x: Array,
+    low: float,
+    high: float,
+    scale: Sequence[tuple[int, int, int]],
+    caption: str,
+    unit: str = "",
+    at: tuple[Array, Array] | None = None,
+) -> str:
+    """A field `[rows from south to north, columns]` as PNG with a palette, over a bar of its colours.
+
+    Arguments:
+        x: the field; what is missing is grey.
+        low, high: ends of the colours.
+        scale: the colours, from low to high.
+        caption: below.
+        unit: of the values, for the bar.
+        at: latitudes and longitudes of rows and columns, degrees, which are then written beside it.
+    """
     palette = bytes(c for i in range(255) for c in _colour(scale, i / 254)) + bytes((200, 200, 200))
     level = np.clip((x - low) / ((high - low) or 1.0), 0, 1) * 254
     index = np.where(np.isfinite(x), np.nan_to_num(level).round(), 255).astype(np.uint8)[::-1]
@@ -246,7 +284,37 @@ def picture(x: Array, low: float, high: float, scale: Sequence[tuple[int, int, i
     data = base64.b64encode(png).decode()
     words = html.escape(caption)
     size = f'width="{index.shape[1] * zoom}" height="{index.shape[0] * zoom}"'
-    return _figure(f'<img {size} alt="{words}" src="data:image/png;base64,{data}">', caption)
+    image = f'<img {size} alt="{words}" src="data:image/png;base64,{data}">'
+    image = f'<div class="map{" placed" if at else ""}">{image}{_degrees(*at) if at else ""}</div>'
+    return _figure(image + _bar(low, high, scale, unit), caption)
+
+
+def _bar(low: float, high: float, scale: Sequence[tuple[int, int, int]], unit: str) -> str:
+    """Colours from left to right, with what they mean at both ends and in the middle."""
+    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in scale)
+    ends = [number(low), number((low + high) / 2), f"{number(high)} {html.escape(unit)}".strip()]
+    words = "".join(f"<span>{w}</span>" for w in ends)
+    return f'<div class="bar" style="background:linear-gradient(to right,{stops})"></div><div class="ends">{words}</div>'
+
+
+def _degrees(latitude: Array, longitude: Array) -> str:
+    """Some round latitudes and longitudes, where they are on a map, from its upper left corner in percent."""
+    out = ""
+    for kind, places in (("row", latitude), ("column", longitude)):
+        if len(places) < 2:
+            continue
+        step = next(
+            (s for s in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 90) if np.ptp(places) / s <= 4.5), 90
+        )
+        for mark in np.arange(math.ceil(places[0] / step), math.floor(places[-1] / step) + 1) * step:
+            share = (np.interp(mark, places, np.arange(len(places))) + 0.5) / len(places)
+            degrees = mark if kind == "row" else 180 - (180 - mark) % 360  # above -180, up to 180
+            side = "" if degrees in (0, 180) else ("SN" if kind == "row" else "WE")[int(degrees > 0)]
+            place = f"top:{100 * (1 - share):.1f}%" if kind == "row" else f"left:{100 * share:.1f}%"
+            out += f'<span class="{kind}" style="{place}">{abs(degrees):.4g}° {side}</span>'.replace(
+                "° <", "°<"
+            )
+    return out
 
 
 def plot(

@@ -36,7 +36,11 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
         for heads, text in ((_MAIN, f"{title}: {kind}"), (_MORE, f"{title}: more scores")):
             shown = {k: v for k, v in heads.items() if any(_cell(lead["scores"].get(k)) for lead in leads)}
             rows = [
-                [lead["lead"], str(lead["initial_times"]), *(_cell(lead["scores"].get(k)) for k in shown)]
+                [
+                    lead["lead"],
+                    str(lead["initial_times"]),
+                    *(_cell(_rounded(lead["scores"], k)) for k in shown),
+                ]
                 for lead in leads
             ]
             _print(console, text, ["lead", "n", *shown.values()], rows)
@@ -77,6 +81,17 @@ def _limit(event: dict[str, Any]) -> str:
     return f"{event['threshold']:g}" if "threshold" in event else f"q{event['quantile']:g}"
 
 
+def _rounded(scores: dict[str, Any], name: str) -> dict[str, float | None] | None:
+    """A score; a bias that is nothing but rounding beside the error is 0."""
+    found: dict[str, float | None] | None = scores.get(name)
+    size = (scores.get("rmse") or {}).get("value")
+    if name != "bias" or not found or not size or found["value"] is None:
+        return found
+    if max(abs(found["value"]), found["error"] or 0.0) < 1e-6 * size:
+        return {"value": 0.0, "error": None}
+    return found
+
+
 def _cell(score: dict[str, float | None] | None) -> str:
     """A value with two digits of its standard error; empty where there is no value."""
     if score is None or score["value"] is None:
@@ -85,6 +100,9 @@ def _cell(score: dict[str, float | None] | None) -> str:
     if not error or abs(error) < 1e-9 * abs(value):  # nothing but rounding
         return f"{value:.4g}"
     digits = 1 - math.floor(math.log10(error))
+    power = math.floor(math.log10(max(abs(value), error)))
+    if power < -4:  # 1.23(45)e-07
+        return f"{value / 10.0**power:.{digits + power}f}({round(error * 10**digits)})e{power:03d}"
     if digits > 0:
         return f"{value:.{digits}f}({round(error * 10**digits)})"
     return f"{value:.0f}({error:.0f})"

@@ -10,7 +10,7 @@ is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from perrin.bundle import Bundle
 from perrin.core import SOLVERS, CounterNoise, Dense, NetworkDenoiser, plan_steps, sample
 from perrin.core.grids import logit_normal
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, counted
 from perrin.modalities.weather.fields import Fields
 from perrin.modalities.weather.grid import coarsen, latitude_edges, longitude_edges
 from perrin.modalities.weather.infill import Infill, Observations, nearest
@@ -70,6 +70,8 @@ class SSTModel:
         field_denoiser: of its amplitudes.
         field_scale: a factor of its spread, chosen as γ is.
         steps: network evaluations for a member.
+        by_past: what was measured of short pasts, if anything: `years` and `climatology`, spans of years, `leads`, and by
+            number of months the RMSE at these leads, K.
     """
 
     kind = "sst"
@@ -93,7 +95,9 @@ class SSTModel:
         steps: int = 20,
         name: str = "",
         sha256: str = "",
+        by_past: Mapping[str, Any] | None = None,
     ) -> None:
+        self.by_past = by_past or {}
         self.regression, self.residuals, self.denoiser = regression, residuals, denoiser
         self.condition_scale, self.climatology, self.sea = condition_scale, climatology, sea
         self.inflation, self.sample_months = inflation, sample_months
@@ -198,6 +202,7 @@ class SSTModel:
                 steps=int(model["steps"]),
                 name=bundle.path.name,
                 sha256=bundle.sha256,
+                by_past=bundle.config.get("rmse_by_past"),
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PerrinError(
@@ -301,6 +306,26 @@ class SSTModel:
         A = E[known] * np.sqrt(w[known])[:, None]
         y = np.linalg.solve(A.T @ A + 0.05 * np.eye(A.shape[1]), A.T @ (x[known] * np.sqrt(w[known])))
         return np.where(known, x, E @ y)
+
+    def lacking(self, months: int, leads: int) -> str:
+        """What to expect of a past with fewer months than the level takes.
+
+        Arguments:
+            months: that the file has of `LEVEL`.
+            leads: of the forecast, months.
+        """
+        told = f"{months} of the {LEVEL} months before the start: the others count as "
+        if not self.by_past:
+            return f"{told}the model's climatology, towards which the forecast leans: give ten years"
+        know = self.by_past
+        k = max(i for i, lead in enumerate(know["leads"]) if lead <= leads)
+        past = max(n for n in map(int, filter(str.isdigit, know)) if n <= months)
+        lead = counted(know["leads"][k], "months")
+        return (
+            f"{told}the climatology of {know['climatology']}, towards which the forecast leans. In {know['years']}, which "
+            f"were warmer, the RMSE at {lead} was {know[str(past)][k]:.3f} K with {past} months and "
+            f"{know[str(LEVEL)][k]:.3f} K with {LEVEL}: give ten years"
+        )
 
     # ---- members
 

@@ -142,6 +142,8 @@ def verify(
                 f"expected truth at the forecast's valid times ({forecast.leads[0].after(forecast.references[0])} …), "
                 f"given {truth.label} from {truth.times[0]} to {truth.times[-1]}"
             )
+        if not forecast.has_leads:
+            rows[0]["lead"] = "–"
         variables[part] = {"units": truth.units(part), "leads": rows}
     return {
         "forecast": forecast.label,
