@@ -56,6 +56,12 @@ def run(a: Namespace) -> None:
         raise PerrinError(
             f"expected molecules that pass, given none of {len(molecules)} ({steps or 'all dropped'}): loosen a filter"
         )
+    if ranked.added[0]:
+        print(
+            f"added {counted(ranked.added[0], 'hydrogens')} that {source} leaves out in {ranked.added[1]} of "
+            f"{counted(len(molecules), 'molecules')}, placed by RDKit",
+            file=sys.stderr,
+        )
     if ranked.strange:
         warn(ranked.strange)
     write_table(output, ranked.molecules, ranked.columns)

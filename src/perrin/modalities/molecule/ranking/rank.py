@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perrin.errors import PerrinError
+from perrin.modalities.molecule.kept import completed
 from perrin.modalities.molecule.metrics.packages import require
 from perrin.modalities.molecule.predicted import DEFAULT, Asked, asked, predict, read_name, without
 from perrin.modalities.molecule.ranking.columns import (
@@ -94,6 +95,7 @@ class Ranked:
         counts: how many were read, are invalid, duplicate, known, left by each filter, and kept.
         predicted: by which network and in which units, if by any.
         strange: one line on molecules that it has nothing to say of.
+        added: how many hydrogens were added to molecules that write none, and to how many molecules.
     """
 
     molecules: tuple[Molecule, ...]
@@ -102,6 +104,7 @@ class Ranked:
     counts: dict[str, int]
     predicted: Asked | None = None
     strange: str = ""
+    added: tuple[int, int] = (0, 0)
 
 
 def understood(
@@ -133,7 +136,7 @@ def rank(
     """Rank molecules.
 
     Arguments:
-        molecules: with bonds.
+        molecules: with bonds; those that write no hydrogens get them (`kept.completed`), and have them in the result.
         options: what is asked.
         known: molecules to flag, from `identity.read_known`.
         advance: called with the stage, how many are done and of how many.
@@ -162,6 +165,9 @@ def rank(
         require("tblite", "GFN2-xTB")
 
     prepare()
+    written = molecules
+    whole = [completed(m) for m in written]
+    molecules, missing = [m for m, _ in whole], [count for _, count in whole]
     rows: list[dict[str, Any]] = []
     found: list[Keys] = []
     parts = _spread(_describe, molecules, options.workers, lambda n: advance("describing", n, len(molecules)))
@@ -194,7 +200,7 @@ def rank(
     if predictions is not None:
         chosen = [i for i in left if rows[i]["valid"]]
         strange = _predict(
-            predictions, [molecules[i] for i in chosen], [rows[i] for i in chosen], advance, options.workers
+            predictions, [written[i] for i in chosen], [rows[i] for i in chosen], advance, options.workers
         )
         for where in [w for w in costly if w.name in predicted]:
             left = [i for i in left if where(rows[i])]
@@ -245,6 +251,7 @@ def rank(
         counts=counts,
         predicted=predictions,
         strange=strange,
+        added=(sum(missing), sum(count > 0 for count in missing)),
     )
 
 
