@@ -349,6 +349,38 @@ def test_a_name_asks_for_a_prediction_and_a_unit_chooses_it(molecules: list[Mole
     assert [m.properties["predicted_gap_eV"] for m in ranked.molecules] == list(range(len(own)))[::-1]
 
 
+def test_what_a_file_says_is_kept_in_its_units(
+    tmp_path: Path, molecules: list[Molecule], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sdf(tmp_path / "a.sdf", molecules)
+    names = ("a.sdf", "b.sdf", "c.sdf", "d.sdf")
+    a, b, c, d = (str(tmp_path / name) for name in names)
+    assert main(["rank", a, "--predict", "-o", b]) == 0
+    capsys.readouterr()
+    assert main(["rank", b, "--by", "-predicted_gap_eV", "--where", "predicted_gap_eV<7", "-o", c]) == 0
+    assert "predicted by" not in capsys.readouterr().out
+    before = {m.name: {k: v for k, v in m.properties.items() if k.startswith("pred")} for m in read_sdf(b)}
+    limit = 7 / ase_units.Hartree
+    gaps = sorted(v["predicted_gap_Ha"] for v in before.values() if v["predicted_gap_Ha"] < limit)
+    found = read_sdf(c)
+    assert [m.properties["predicted_gap_Ha"] for m in found] == gaps
+    assert 0 < len(found) < len(molecules)
+    for m in found:
+        assert {k: v for k, v in m.properties.items() if k.startswith("pred")} == before[m.name]
+    # asked for again, all of a kind are in the unit that is named
+    assert main(["rank", b, "--predict", "--by", "-predicted_gap_eV", "-o", d]) == 0
+    items = {k for m in read_sdf(d) for k in m.properties}
+    assert {f"predicted_{k}_eV" for k in ("gap", "homo", "lumo")} <= items
+    assert not any(k.endswith("_Ha") and k.startswith("predicted") for k in items)
+    assert main(["rank", b, "--by", "predicted_gap_D"]) == 2
+    assert "a unit of predicted_gap_Ha" in capsys.readouterr().err
+    # only what is missing
+    own = [replace(m, properties={"predicted_gap_eV": float(k)}) for k, m in enumerate(molecules)]
+    ranked = rank(own, RankOptions(by="predicted_homo_Ha"))
+    assert sorted(m.properties["predicted_gap_eV"] for m in ranked.molecules) == list(range(len(own)))
+    assert "predicted_homo_eV" in ranked.columns
+
+
 def test_what_is_asked_is_known_before_the_network_is(network: Predictor) -> None:
     found = asked(DEFAULT, ["predicted_mu_eA"], [("predicted_gap_eV", ""), ("qed", "Da")])
     assert found.units == OWN | {"mu": "e*Å", "gap": "eV", "homo": "eV", "lumo": "eV"}

@@ -215,11 +215,13 @@ class Asked:
         reference: the network's bundle.
         units: of each property that it knows.
         errors: its mean absolute errors on molecules that it never saw, in these units.
+        again: whether what the file says already is predicted again.
     """
 
     reference: str
     units: Mapping[str, str]
     errors: Mapping[str, float]
+    again: bool = True
 
     @property
     def items(self) -> dict[str, str]:
@@ -236,13 +238,19 @@ class Asked:
         return f"predicted by {self.reference} (± its mean error on QM9's own geometries): {told}"
 
 
-def asked(reference: str, items: Iterable[str], words: Iterable[tuple[str, str]]) -> Asked:
+def asked(
+    reference: str, items: Iterable[str], words: Iterable[tuple[str, str]], *, again: bool = True
+) -> Asked:
     """What a network predicts for a file, found out without loading it.
+
+    Properties of the same own unit share one, so that a file is in one: that of the words if all is predicted again, else
+    that of the file.
 
     Arguments:
         reference: the network's bundle.
-        items: data items of the file, whose units are kept.
-        words: names that the user wrote, each with the unit beside it, if any: those units come first.
+        items: data items of the file.
+        words: names that the user wrote, each with the unit beside it, if any.
+        again: whether what the file says already is predicted again.
 
     Raises:
         PerrinError: there is no such bundle, it is none of properties, or a unit does not fit.
@@ -256,16 +264,21 @@ def asked(reference: str, items: Iterable[str], words: Iterable[tuple[str, str]]
             f"expected a property network, such as {DEFAULT}, given {reference}: name one of that kind"
         )
     own = {str(r["name"]): str(r["unit"]) for r in config["model"]["ranges"]}
-    named: dict[str, str] = {}
+    of_file: dict[str, str] = {}
     for item in items:
         pair = read_name(item)
-        named |= {pair[0]: pair[1]} if pair and pair[1] else {}
+        of_file |= {pair[0]: pair[1]} if pair and pair[1] and pair[0] in own else {}
+    of_words: dict[str, str] = {}
     for word, unit in words:
         pair = read_name(word)
         name = next((name for name in own if pair and name.lower() == pair[0].lower()), "")
         if pair and name and (unit := pair[1] or unit):
-            named[name] = known_unit(unit, own[name], name)
-    units = units_for(own, {name: unit for name, unit in named.items() if name in own})
+            of_words[name] = known_unit(unit, own[name], name)
+    units = dict(own)
+    for named in (of_file, of_words) if again else (of_words, of_file):
+        found = units_for(own, named)
+        alike = {own[name] for name in named}
+        units |= {name: found[name] for name in own if own[name] in alike}
     errors = config.get("training", {}).get("errors") or {}
     errors = {k: convert(float(v), own[k], units[k], k) for k, v in errors.items() if k in own}
-    return Asked(reference=reference, units=units, errors=errors)
+    return Asked(reference=reference, units=units, errors=errors, again=again)

@@ -57,7 +57,7 @@ class RankOptions:
         where: filters, all of which must hold, see `wishes.parse_where`.
         duplicates, known: `mark` (a column) or `drop`.
         predict: the bundle of a property network, whose predictions are added after the other filters; the one that ships if
-            a key or filter names a prediction that the file does not have.
+            a key or filter names a prediction that the file does not have. Named here, it predicts again what the file has.
         xtb: compute the columns `XTB` of all that pass the other filters, even if no key or filter names one.
         diverse: keep this many, picked by MaxMin from the best one on.
         top: keep this many of the best.
@@ -120,8 +120,9 @@ def understood(
     words += [name_of(text) for text in options.where]
     predictions = None
     if options.predict or any(read_name(word) and not in_items(word, items) for word, _ in words):
-        predictions = asked(options.predict or DEFAULT, items, words)
-        items = {item for item in items if (read_name(item) or ("",))[0] not in predictions.units}
+        predictions = asked(options.predict or DEFAULT, items, words, again=bool(options.predict))
+        if predictions.again:
+            items = {item for item in items if (read_name(item) or ("",))[0] not in predictions.units}
         items |= set(predictions.items.values())
     return parse_keys(options.by, items), [parse_where(text, items) for text in options.where], predictions
 
@@ -198,7 +199,7 @@ def rank(
             counts[where.text] = len(left)
     strange = ""
     if predictions is not None:
-        chosen = [i for i in left if rows[i]["valid"]]
+        chosen = [i for i in left if rows[i]["valid"] and not predicted <= set(rows[i])]
         strange = _predict(
             predictions, [written[i] for i in chosen], [rows[i] for i in chosen], advance, options.workers
         )
@@ -258,7 +259,7 @@ def rank(
 def _renewed(item: str, predictions: Asked | None) -> bool:
     """Whether a data item of the file is computed again."""
     if predictions is not None and (pair := read_name(item)) is not None:
-        return pair[0] in predictions.units
+        return predictions.again and pair[0] in predictions.units
     return item in _OWN or (item in COLUMNS and COLUMNS[item] not in CARRIED)
 
 
@@ -283,7 +284,7 @@ def _predict(
     few = len(molecules) <= FEW
     found = predict(network, molecules, predictions.units, workers=1 if few else workers, told=told)
     for row, items in zip(rows, found.items, strict=True):
-        row |= items
+        row |= {name: value for name, value in items.items() if name not in row}
     return without(found.strange)
 
 
