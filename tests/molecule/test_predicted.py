@@ -24,6 +24,7 @@ from perrin.modalities.molecule.chem import add_geometry
 from perrin.modalities.molecule.files import read_molecules, read_sdf, write_sdf
 from perrin.modalities.molecule.predicted import (
     DEFAULT,
+    PREDICTED,
     asked,
     item_name,
     predict,
@@ -381,6 +382,12 @@ def test_what_a_file_says_is_kept_in_its_units(
     assert "predicted_homo_eV" in ranked.columns
 
 
+def test_the_hint_to_a_property_is_to_what_the_file_says(network: Predictor) -> None:
+    with pytest.raises(PerrinError, match=r"given 'gap': did you mean predicted_gap_eV\?"):
+        parse_where("gap<5", {"predicted_gap_eV", "predicted_homo_eV"})
+    assert tuple(r.name for r in network.config.ranges) == PREDICTED
+
+
 def test_what_is_asked_is_known_before_the_network_is(network: Predictor) -> None:
     found = asked(DEFAULT, ["predicted_mu_eA"], [("predicted_gap_eV", ""), ("qed", "Da")])
     assert found.units == OWN | {"mu": "e*Å", "gap": "eV", "homo": "eV", "lumo": "eV"}
@@ -395,6 +402,7 @@ def test_what_is_asked_is_known_before_the_network_is(network: Predictor) -> Non
     [
         (["--by", "predicted_gp"], "did you mean predicted_gap_Ha?"),
         (["--by", "predicted_gap_D"], "a unit of gap"),
+        (["--by", "gap"], "did you mean predicted_gap?"),
         (["--where", "predicted_gap<1 D"], "a unit of gap"),
         (["--predict-by", "molecule/qm9"], "a property network, such as molecule/qm9-properties"),
         (["--predict-by", "molecule/none"], "expected a bundle"),

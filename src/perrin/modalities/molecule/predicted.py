@@ -29,6 +29,8 @@ MET = "wishes_met"
 """The data item that says whether all wishes are met: 1 or 0."""
 DEFAULT = "molecule/qm9-properties"
 """The network, unless told."""
+PREDICTED = ("alpha", "gap", "homo", "lumo", "mu", "cv")
+"""What it says, known before it is read."""
 DIGITS = 6
 """Significant digits of a data item."""
 RARE = 1e-3
