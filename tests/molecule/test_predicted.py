@@ -177,8 +177,9 @@ def test_molecules_unlike_the_training_data_are_told_apart(network: Predictor) -
         assert (words in reason) if words else not reason, reason
     assert without(["", ""]) == ""
     assert without(["a", "", "b", "a"]).endswith(
-        "for 3 of 4 molecules, which the property network has not learnt from: 2 a, 1 b"
+        "for 3 of 4 molecules, which the property network has not learnt from: 2 a (records 1, 4), 1 b (record 3)"
     )
+    assert without(["a"] * 4, [2, 3, 5, 7]).endswith("4 a (records 2, 3, 5, …)")
 
 
 # wishes are echoed and judged
@@ -296,6 +297,18 @@ def test_a_sampled_file_holds_what_the_network_says(
     assert parse_where("wishes_met=yes", {"wishes_met"})({"wishes_met": 1})
 
 
+def test_a_wish_for_molecules_that_the_network_does_not_know(network: Predictor) -> None:
+    model = perrin.load("molecule/qm9")
+    model.guide = network
+    options = model.options(want=tuple((w.name, None, None) for w in model.wishes(["gap<6 eV"])))
+    small = [add_geometry("O"), add_geometry("CC=O")]
+    verdict = judge(model, options, ["gap<6 eV"], small)
+    assert verdict.strange.endswith("2 of fewer than 9 atoms (records 1, 2)")
+    assert not any("no predictions" in line for line in verdict.lines)
+    with pytest.raises(PerrinError, match="given one without: the property network has not learnt from such"):
+        rank(verdict.molecules, RankOptions(where=("wishes_met=yes",)))
+
+
 def test_shards_hold_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = "sample molecule/qm9 -n 6 --steps 3 --candidates 2 --want gap<0.25 --seed 4"
@@ -406,7 +419,10 @@ def test_what_is_asked_is_known_before_the_network_is(network: Predictor) -> Non
         (["--where", "predicted_gap<1 D"], "a unit of gap"),
         (["--predict-by", "molecule/qm9"], "a property network, such as molecule/qm9-properties"),
         (["--predict-by", "molecule/none"], "expected a bundle"),
-        (["--by", "wishes_met"], "expected a property with numbers"),
+        (
+            ["--by", "wishes_met"],
+            "expected a file with wishes_met, given one without: it is of molecules that",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts, counted
+from perrin.errors import PerrinError, check_counts, counted, warn
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.device import choose_device
 
@@ -112,6 +112,8 @@ def sample(a: Namespace) -> None:
         print(f"{counted(len(kept), 'molecules')} in {output}, all from unfinished work")
     for line in verdict.lines:
         print(line)
+    if verdict.strange:
+        warn(verdict.strange)
     metrics = _evaluate(whole, label=a.target) if a.evaluate else None
     if a.view:
         _page(a.view, whole, f"{a.target}, {counted(a.n, 'molecules')}", metrics, content)

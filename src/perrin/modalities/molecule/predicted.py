@@ -8,7 +8,6 @@ elements or sizes, a net charge, hydrogens left out, a flat drawing in place of 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -180,16 +179,33 @@ def smallest(vocabulary: Vocabulary) -> int:
     return 1
 
 
-def without(reasons: Sequence[str]) -> str:
-    """One line on the molecules without predictions; empty where there are none."""
-    counts = Counter(reason for reason in reasons if reason)
-    if not counts:
+def without(reasons: Sequence[str], numbers: Sequence[int] | None = None) -> str:
+    """One line on the molecules without predictions; empty where there are none.
+
+    Arguments:
+        reasons: of each molecule, empty where it has predictions.
+        numbers: of its record in the file, from 1; its place, if `None`.
+    """
+    records: dict[str, list[int]] = {}
+    for number, reason in zip(numbers or range(1, len(reasons) + 1), reasons, strict=True):
+        if reason:
+            records.setdefault(reason, []).append(number)
+    if not records:
         return ""
-    told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    return (
-        f"no predictions for {sum(counts.values())} of {len(reasons)} molecules, which the property network has not "
-        f"learnt from: {told}"
+    told = ", ".join(
+        f"{len(found)} {reason} ({_records(found)})"
+        for reason, found in sorted(records.items(), key=lambda pair: -len(pair[1]))
     )
+    return (
+        f"no predictions for {sum(map(len, records.values()))} of {len(reasons)} molecules, which the property network "
+        f"has not learnt from: {told}"
+    )
+
+
+def _records(numbers: Sequence[int]) -> str:
+    """`record 3`, `records 1, 4, 9, …`."""
+    shown = ", ".join(map(str, numbers[:3])) + (", …" if len(numbers) > 3 else "")
+    return f"record{'' if len(numbers) == 1 else 's'} {shown}"
 
 
 def _flat(molecule: Molecule) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from perrin.errors import PerrinError
 from perrin.modalities.molecule.kept import completed
 from perrin.modalities.molecule.metrics.packages import require
-from perrin.modalities.molecule.predicted import DEFAULT, Asked, asked, predict, read_name, without
+from perrin.modalities.molecule.predicted import DEFAULT, MET, Asked, asked, predict, read_name, without
 from perrin.modalities.molecule.ranking.columns import (
     CARRIED,
     COLUMNS,
@@ -118,6 +118,14 @@ def understood(
     items = {k for m in molecules for k, v in m.properties.items() if isinstance(v, int | float)} - {*_OWN}
     words = [(word.strip().lstrip("+-"), "") for word in options.by.split(",")]
     words += [name_of(text) for text in options.where]
+    if MET not in items and any(word.lower() == MET for word, _ in words):
+        wanted = any("wanted" in m.properties for m in molecules)
+        why = (
+            "the property network has not learnt from such molecules, or not from such a wish"
+            if wanted
+            else "it is of molecules that perrin sample, edit or vary made with --want"
+        )
+        raise PerrinError(f"expected a file with {MET}, given one without: {why}; leave {MET} out")
     predictions = None
     if options.predict or any(read_name(word) and not in_items(word, items) for word, _ in words):
         predictions = asked(options.predict or DEFAULT, items, words, again=bool(options.predict))
@@ -200,9 +208,7 @@ def rank(
     strange = ""
     if predictions is not None:
         chosen = [i for i in left if rows[i]["valid"] and not predicted <= set(rows[i])]
-        strange = _predict(
-            predictions, [written[i] for i in chosen], [rows[i] for i in chosen], advance, options.workers
-        )
+        strange = _predict(predictions, written, rows, chosen, advance, options.workers) if chosen else ""
         for where in [w for w in costly if w.name in predicted]:
             left = [i for i in left if where(rows[i])]
             counts[where.text] = len(left)
@@ -267,10 +273,11 @@ def _predict(
     predictions: Asked,
     molecules: Sequence[Molecule],
     rows: Sequence[dict[str, Any]],
+    chosen: Sequence[int],
     advance: Callable[[str, int, int], None],
     workers: int,
 ) -> str:
-    """Add predictions to the rows of molecules; one line on those that get none."""
+    """Add predictions to the rows of the chosen molecules; one line on those that get none."""
     from perrin.modalities.molecule.candidates import load_guide
 
     done = 0
@@ -278,14 +285,16 @@ def _predict(
     def told(count: int) -> None:
         nonlocal done
         done += count
-        advance("predicting", done, len(molecules))
+        advance("predicting", done, len(chosen))
 
     network = load_guide(predictions.reference, device="cpu")
-    few = len(molecules) <= FEW
-    found = predict(network, molecules, predictions.units, workers=1 if few else workers, told=told)
-    for row, items in zip(rows, found.items, strict=True):
-        row |= {name: value for name, value in items.items() if name not in row}
-    return without(found.strange)
+    few = len(chosen) <= FEW
+    found = predict(
+        network, [molecules[i] for i in chosen], predictions.units, workers=1 if few else workers, told=told
+    )
+    for i, items in zip(chosen, found.items, strict=True):
+        rows[i] |= {name: value for name, value in items.items() if name not in rows[i]}
+    return without(found.strange, [i + 1 for i in chosen])
 
 
 def describe_all(molecules: Sequence[Molecule], workers: int = 1) -> list[dict[str, Any]]:
