@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -449,6 +450,14 @@ def test_rank_and_view_of_a_file_with_what_the_network_does_not_know(
     said = capsys.readouterr()
     assert "warning: no predictions for 1 of 2 molecules" in said.err
     assert "predicted by molecule/qm9-properties" in said.out
+    table = said.out.split("predicted by")[0]
+    for name, (item, row) in zip(
+        ("gap", "homo", "lumo", "mu"),
+        ((k, next(csv.DictReader(out.open()))) for k in ("gap_Ha", "homo_Ha", "lumo_Ha", "mu_D")),
+        strict=True,
+    ):
+        assert f"{name}, {item.split('_')[1]}" in table
+        assert f"{float(row['predicted_' + item]):.5g}" in table
     record = json.loads((tmp_path / "m.csv.run.json").read_text())
     assert record["units"]["predicted_gap_Ha"] == "Ha"
     assert record["predicted"]["reference"] == DEFAULT
