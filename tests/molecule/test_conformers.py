@@ -249,3 +249,15 @@ def test_another_output_and_too_few_tries(
     few = ["--steps", "4", "--tries", "1", "-o", str(tmp_path / "c.sdf")]
     assert main([*start, *few, "--model", str(untrained)]) == 2
     assert "not trained with graphs given" in capsys.readouterr().err
+
+
+def test_a_molecule_that_the_model_does_not_know_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.smi").write_text("CCO a\nc1ccsc1 b\nCC=O c\n")
+    out = tmp_path / "c.sdf"
+    assert main(["conformers", str(tmp_path / "a.smi"), "-n", "1", "-o", str(out), "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: left out 1 of 3 molecules" in said
+    assert "(number 2)" in said
+    assert [m.properties["molecule"] for m in read_sdf(out)] == [1, 3]

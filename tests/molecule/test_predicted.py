@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -24,6 +25,7 @@ from perrin.modalities.molecule.chem import add_geometry
 from perrin.modalities.molecule.files import read_molecules, read_sdf, write_sdf
 from perrin.modalities.molecule.predicted import (
     DEFAULT,
+    PREDICTED,
     asked,
     item_name,
     predict,
@@ -176,8 +178,9 @@ def test_molecules_unlike_the_training_data_are_told_apart(network: Predictor) -
         assert (words in reason) if words else not reason, reason
     assert without(["", ""]) == ""
     assert without(["a", "", "b", "a"]).endswith(
-        "for 3 of 4 molecules, which the property network has not learnt from: 2 a, 1 b"
+        "for 3 of 4 molecules, which the property network has not learnt from: 2 a (records 1, 4), 1 b (record 3)"
     )
+    assert without(["a"] * 4, [2, 3, 5, 7]).endswith("4 a (records 2, 3, 5, …)")
 
 
 # wishes are echoed and judged
@@ -295,6 +298,18 @@ def test_a_sampled_file_holds_what_the_network_says(
     assert parse_where("wishes_met=yes", {"wishes_met"})({"wishes_met": 1})
 
 
+def test_a_wish_for_molecules_that_the_network_does_not_know(network: Predictor) -> None:
+    model = perrin.load("molecule/qm9")
+    model.guide = network
+    options = model.options(want=tuple((w.name, None, None) for w in model.wishes(["gap<6 eV"])))
+    small = [add_geometry("O"), add_geometry("CC=O")]
+    verdict = judge(model, options, ["gap<6 eV"], small)
+    assert verdict.strange.endswith("2 of fewer than 9 atoms (records 1, 2)")
+    assert not any("no predictions" in line for line in verdict.lines)
+    with pytest.raises(PerrinError, match="given one without: the property network has not learnt from such"):
+        rank(verdict.molecules, RankOptions(where=("wishes_met=yes",)))
+
+
 def test_shards_hold_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = "sample molecule/qm9 -n 6 --steps 3 --candidates 2 --want gap<0.25 --seed 4"
@@ -349,6 +364,44 @@ def test_a_name_asks_for_a_prediction_and_a_unit_chooses_it(molecules: list[Mole
     assert [m.properties["predicted_gap_eV"] for m in ranked.molecules] == list(range(len(own)))[::-1]
 
 
+def test_what_a_file_says_is_kept_in_its_units(
+    tmp_path: Path, molecules: list[Molecule], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sdf(tmp_path / "a.sdf", molecules)
+    names = ("a.sdf", "b.sdf", "c.sdf", "d.sdf")
+    a, b, c, d = (str(tmp_path / name) for name in names)
+    assert main(["rank", a, "--predict", "-o", b]) == 0
+    capsys.readouterr()
+    assert main(["rank", b, "--by", "-predicted_gap_eV", "--where", "predicted_gap_eV<7", "-o", c]) == 0
+    assert "predicted by" not in capsys.readouterr().out
+    before = {m.name: {k: v for k, v in m.properties.items() if k.startswith("pred")} for m in read_sdf(b)}
+    limit = 7 / ase_units.Hartree
+    gaps = sorted(v["predicted_gap_Ha"] for v in before.values() if v["predicted_gap_Ha"] < limit)
+    found = read_sdf(c)
+    assert [m.properties["predicted_gap_Ha"] for m in found] == gaps
+    assert 0 < len(found) < len(molecules)
+    for m in found:
+        assert {k: v for k, v in m.properties.items() if k.startswith("pred")} == before[m.name]
+    # asked for again, all of a kind are in the unit that is named
+    assert main(["rank", b, "--predict", "--by", "-predicted_gap_eV", "-o", d]) == 0
+    items = {k for m in read_sdf(d) for k in m.properties}
+    assert {f"predicted_{k}_eV" for k in ("gap", "homo", "lumo")} <= items
+    assert not any(k.endswith("_Ha") and k.startswith("predicted") for k in items)
+    assert main(["rank", b, "--by", "predicted_gap_D"]) == 2
+    assert "a unit of predicted_gap_Ha" in capsys.readouterr().err
+    # only what is missing
+    own = [replace(m, properties={"predicted_gap_eV": float(k)}) for k, m in enumerate(molecules)]
+    ranked = rank(own, RankOptions(by="predicted_homo_Ha"))
+    assert sorted(m.properties["predicted_gap_eV"] for m in ranked.molecules) == list(range(len(own)))
+    assert "predicted_homo_eV" in ranked.columns
+
+
+def test_the_hint_to_a_property_is_to_what_the_file_says(network: Predictor) -> None:
+    with pytest.raises(PerrinError, match=r"given 'gap': did you mean predicted_gap_eV\?"):
+        parse_where("gap<5", {"predicted_gap_eV", "predicted_homo_eV"})
+    assert tuple(r.name for r in network.config.ranges) == PREDICTED
+
+
 def test_what_is_asked_is_known_before_the_network_is(network: Predictor) -> None:
     found = asked(DEFAULT, ["predicted_mu_eA"], [("predicted_gap_eV", ""), ("qed", "Da")])
     assert found.units == OWN | {"mu": "e*Å", "gap": "eV", "homo": "eV", "lumo": "eV"}
@@ -363,10 +416,14 @@ def test_what_is_asked_is_known_before_the_network_is(network: Predictor) -> Non
     [
         (["--by", "predicted_gp"], "did you mean predicted_gap_Ha?"),
         (["--by", "predicted_gap_D"], "a unit of gap"),
+        (["--by", "gap"], "did you mean predicted_gap?"),
         (["--where", "predicted_gap<1 D"], "a unit of gap"),
         (["--predict-by", "molecule/qm9"], "a property network, such as molecule/qm9-properties"),
         (["--predict-by", "molecule/none"], "expected a bundle"),
-        (["--by", "wishes_met"], "expected a property with numbers"),
+        (
+            ["--by", "wishes_met"],
+            "expected a file with wishes_met, given one without: it is of molecules that",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
@@ -393,6 +450,14 @@ def test_rank_and_view_of_a_file_with_what_the_network_does_not_know(
     said = capsys.readouterr()
     assert "warning: no predictions for 1 of 2 molecules" in said.err
     assert "predicted by molecule/qm9-properties" in said.out
+    table = said.out.split("predicted by")[0]
+    for name, (item, row) in zip(
+        ("gap", "homo", "lumo", "mu"),
+        ((k, next(csv.DictReader(out.open()))) for k in ("gap_Ha", "homo_Ha", "lumo_Ha", "mu_D")),
+        strict=True,
+    ):
+        assert f"{name}, {item.split('_')[1]}" in table
+        assert f"{float(row['predicted_' + item]):.5g}" in table
     record = json.loads((tmp_path / "m.csv.run.json").read_text())
     assert record["units"]["predicted_gap_Ha"] == "Ha"
     assert record["predicted"]["reference"] == DEFAULT

@@ -356,6 +356,48 @@ def test_xtb_is_computed_where_it_is_named(molecules: list[Molecule]) -> None:
     )  # MMFF94's ethanol is near, and not at, the minimum
 
 
+def test_hydrogens_that_a_file_leaves_out_are_added(
+    tmp_path: Path, molecules: list[Molecule], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An SDF as RDKit's readers and writers leave it ranks as the molecules that it is of."""
+    write_sdf(tmp_path / "h.sdf", [replace(m, properties={}) for m in molecules])
+    with Chem.SDWriter(str(tmp_path / "noh.sdf")) as writer:
+        for mol in Chem.SDMolSupplier(str(tmp_path / "h.sdf")):
+            writer.write(mol)
+    bare = read_molecules(tmp_path / "noh.sdf")
+    assert not any((m.numbers == 1).any() for m in bare)
+    whole, found = (rank(ms, RankOptions(by="qed,-sa")).molecules for ms in (molecules, bare))
+    for m, other in zip(whole, found, strict=True):
+        assert {k: v for k, v in m.properties.items() if k != "index"} == other.properties
+        assert sorted(m.numbers.tolist()) == sorted(other.numbers.tolist())
+    capsys.readouterr()
+    out = tmp_path / "r.sdf"
+    assert main(["rank", str(tmp_path / "noh.sdf"), "-o", str(out), "--workers", "1"]) == 0
+    count = sum(int((m.numbers == 1).sum()) for m in molecules)
+    assert f"added {count} hydrogens that" in capsys.readouterr().err
+    assert sum(int((m.numbers == 1).sum()) for m in read_molecules(out)) == count
+    for verb in (["view", "-o", str(tmp_path / "a.html")], ["evaluate"]):
+        assert main([verb[0], str(tmp_path / "noh.sdf"), *verb[1:]]) == 0
+        assert "warning: 8 of 8 molecules" in capsys.readouterr().err
+    # a generated molecule that lacks one is a radical, and stays one
+    hydrogen = int(np.flatnonzero(molecules[0].numbers == 1)[0])
+    rest = [i for i in range(len(molecules[0])) if i != hydrogen]
+    place = {i: k for k, i in enumerate(rest)}
+    assert molecules[0].bonds is not None
+    radical = replace(
+        molecules[0],
+        numbers=molecules[0].numbers[rest],
+        positions=molecules[0].positions[rest],
+        charges=molecules[0].charges[rest],
+        bonds=np.array(
+            [[place[i], place[j], o] for i, j, o in molecules[0].bonds.tolist() if hydrogen not in (i, j)]
+        ),
+    )
+    ranked = rank([radical])
+    assert ranked.added == (0, 0)
+    assert ranked.molecules[0].properties["MW"] == pytest.approx(46.069 - 1.008, abs=1e-3)
+
+
 def test_files(tmp_path: Path, sdf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rank", str(sdf), "--by", "-sa", "--workers", "1"]) == 0
     assert "8 of 8 molecules" in capsys.readouterr().out

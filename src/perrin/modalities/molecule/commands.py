@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts, counted
+from perrin.errors import PerrinError, check_counts, counted, warn
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.device import choose_device
 
@@ -112,6 +112,8 @@ def sample(a: Namespace) -> None:
         print(f"{counted(len(kept), 'molecules')} in {output}, all from unfinished work")
     for line in verdict.lines:
         print(line)
+    if verdict.strange:
+        warn(verdict.strange)
     metrics = _evaluate(whole, label=a.target) if a.evaluate else None
     if a.view:
         _page(a.view, whole, f"{a.target}, {counted(a.n, 'molecules')}", metrics, content)
@@ -360,6 +362,7 @@ def _widths(text: str | None) -> tuple[float, ...]:
 def evaluate(a: Namespace) -> None:
     """`perrin evaluate FILE`: the table on the terminal, the numbers as JSON."""
     from perrin.modalities.molecule.files import read_molecules
+    from perrin.modalities.molecule.kept import warn_bare
     from perrin.modalities.molecule.metrics import qm9_reference
     from perrin.run.atomic import write_json
     from perrin.run.pool import cpu_count
@@ -369,6 +372,7 @@ def evaluate(a: Namespace) -> None:
         raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
     measures = _measures(a)
     molecules = read_molecules(a.file)
+    warn_bare(molecules, a.file)
     data = qm9_reference() if a.like or a.all or measures.needs_reference else None
     result = _evaluate(
         molecules,
@@ -413,11 +417,13 @@ def view(a: Namespace) -> None:
     """`perrin view FILE`: one HTML page beside it."""
     from perrin.modalities import page_beside
     from perrin.modalities.molecule.files import read_molecules
+    from perrin.modalities.molecule.kept import warn_bare
     from perrin.modalities.molecule.metrics import evaluate as judge
     from perrin.modalities.molecule.metrics.lookup import VALENCE
     from perrin.run.outputs import read_record
 
     molecules = read_molecules(a.file)
+    warn_bare(molecules, a.file)
     target = Path(a.out) if a.out else page_beside(a.file)
     protocol = _protocol(molecules, None)
     if not {z for m in molecules for z in m.numbers.tolist()} <= set(VALENCE):  # the other one knows more

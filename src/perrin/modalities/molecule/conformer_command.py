@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_count, counted
+from perrin.errors import PerrinError, check_count, counted, warn
 from perrin.modalities.molecule.commands import _labelled, _unpack
 from perrin.modalities.molecule.edit_commands import DEFAULT_MODEL, _draw, _fingerprint, _finish
 from perrin.modalities.molecule.structure import Molecule
@@ -24,7 +24,7 @@ KCAL = 627.5094740631
 
 def conformers(a: Namespace) -> None:
     """Draw until every molecule has N conformers that nothing is wrong with, at most `--tries` times each."""
-    from perrin.modalities.molecule.conformers import ConformerSampler, read_queries
+    from perrin.modalities.molecule.conformers import ConformerSampler, read_queries, unfit
     from perrin.modalities.molecule.edit import ATTEMPT, edit_options
     from perrin.modalities.molecule.model import load_model
     from perrin.run.partial import PartialStore
@@ -38,6 +38,17 @@ def conformers(a: Namespace) -> None:
         require("tblite", "GFN2-xTB")
     queries = read_queries(a.file)
     model = load_model(a.model or DEFAULT_MODEL, device=choose_device(a.device))
+    faulty = [unfit(query.molecule, model.config.vocabulary) for query in queries]
+    if all(faulty):
+        raise PerrinError(faulty[0])
+    if any(faulty):
+        places = [k for k, fault in enumerate(faulty, 1) if fault]
+        warn(
+            f"left out {len(places)} of {counted(len(queries), 'molecules')} of {a.file}, which the model cannot express "
+            f"(number {', '.join(map(str, places[:3]))}{', …' if len(places) > 3 else ''}): {faulty[places[0] - 1]}"
+        )
+    numbers_in_file = [k for k, fault in enumerate(faulty, 1) if not fault]
+    queries = [query for query, fault in zip(queries, faulty, strict=True) if not fault]
     options = edit_options(model, model.options(steps=a.steps, solver=a.solver), a.steps)
     if not model.config.network.parts:
         print(
@@ -91,17 +102,18 @@ def conformers(a: Namespace) -> None:
     for k in short:
         print(
             f"perrin: warning: {len(groups[k])} of {counted(a.n, 'conformers')} of {queries[k].molecule.name} "
-            f"(molecule {k + 1} of {a.file}) in {counted(tries, 'tries')}: raise --tries",
+            f"(molecule {numbers_in_file[k]} of {a.file}) in {counted(tries, 'tries')}: raise --tries",
             file=sys.stderr,
         )
     whole: list[Molecule] = []
     for k, group in enumerate(groups):
-        name = queries[k].molecule.name or f"{Path(a.file).stem}-{k + 1}"
-        whole += _described([replace(m, name=name) for m in group], a, k)
+        name = queries[k].molecule.name or f"{Path(a.file).stem}-{numbers_in_file[k]}"
+        whole += _described([replace(m, name=name) for m in group], a, k, numbers_in_file[k])
     result = {
         "molecules": len(queries), "conformers": len(whole), "draws": drawn, "evaluations": plan.nfe,
         "rejected": {why: n for why, n in faults.items() if why != "good"},
-        "incomplete": [k + 1 for k in short],
+        "incomplete": [numbers_in_file[k] for k in short],
+        "left_out": [k for k, fault in enumerate(faulty, 1) if fault],
     }  # fmt: skip
     _finish(a, "conformers", output, model, options, whole, result, begin, store)
     seconds = time.perf_counter() - begin
@@ -111,8 +123,8 @@ def conformers(a: Namespace) -> None:
     )
 
 
-def _described(group: list[Molecule], a: Namespace, number: int) -> list[Molecule]:
-    """With data items; with `--xtb`, sorted by energy."""
+def _described(group: list[Molecule], a: Namespace, number: int, place: int) -> list[Molecule]:
+    """With data items, `place` the molecule's number in the file; with `--xtb`, sorted by energy."""
     bundle = a.model or DEFAULT_MODEL
     out = [_labelled(m, bundle, a.seed, number * a.n + k) for k, m in enumerate(group)]
     if a.xtb:
@@ -132,7 +144,7 @@ def _described(group: list[Molecule], a: Namespace, number: int) -> list[Molecul
         replace(
             m,
             name=f"{m.name}-{k + 1}",
-            properties=m.properties | {"molecule": number + 1, "conformer": k + 1},
+            properties=m.properties | {"molecule": place, "conformer": k + 1},
         )
         for k, m in enumerate(out)
     ]

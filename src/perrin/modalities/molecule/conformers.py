@@ -35,6 +35,7 @@ from perrin.modalities.molecule.fields import (
     BONDS,
     CHARGES,
     TYPES,
+    Vocabulary,
     encode,
     layouts_for,
     unsupported,
@@ -172,6 +173,18 @@ def read_queries(path: str | Path) -> list[Query]:
     return out
 
 
+def unfit(molecule: Molecule, vocabulary: Vocabulary) -> str:
+    """Why a model that knows such molecules cannot express this one, or an empty text."""
+    if reason := unsupported(molecule, vocabulary):
+        return f"{reason} ({molecule.name})"
+    if len(molecule) > vocabulary.max_atoms:
+        return (
+            f"expected molecules of at most {vocabulary.max_atoms} atoms, the largest that the model knows, given "
+            f"{molecule.name} with {len(molecule)}: train a model on larger ones"
+        )
+    return ""
+
+
 class ConformerSampler:
     """Draws conformers: sample `i` is of query `i // each`.
 
@@ -189,16 +202,9 @@ class ConformerSampler:
     ) -> None:
         self.model, self.queries, self.each = model, list(queries), each
         self.travel = travel or Travel.of(model)
-        vocabulary = model.config.vocabulary
         for query in self.queries:
-            molecule = query.molecule
-            if reason := unsupported(molecule, vocabulary):
-                raise PerrinError(f"{reason} ({molecule.name})")
-            if len(molecule) > vocabulary.max_atoms:
-                raise PerrinError(
-                    f"expected molecules of at most {vocabulary.max_atoms} atoms, the largest that the model knows, given "
-                    f"{molecule.name} with {len(molecule)}: train a model on larger ones"
-                )
+            if reason := unfit(query.molecule, model.config.vocabulary):
+                raise PerrinError(reason)
 
     def query(self, number: int) -> Query:
         """What draw `number` is of."""

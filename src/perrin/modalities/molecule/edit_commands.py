@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perrin.errors import PerrinError, check_count, counted
+from perrin.errors import PerrinError, check_count, counted, warn
 from perrin.modalities.molecule.commands import _labelled, _pack, _unpack
 from perrin.modalities.molecule.structure import SYMBOLS, Molecule
 from perrin.run.device import choose_device
@@ -320,6 +320,8 @@ def _finish(
     )
     write_record(record_path(output), content)
     store.remove()
+    if verdict.strange:
+        warn(verdict.strange)
     return verdict.lines
 
 

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from rdkit import Chem, rdBase
 
-from perrin.errors import PerrinError, counted
+from perrin.errors import PerrinError, counted, warn
 from perrin.modalities.molecule.chem import from_rdkit, graph, sanitize, to_rdkit
 from perrin.modalities.molecule.fields import Vocabulary
 from perrin.modalities.molecule.metrics.bonds import VALENCES
@@ -101,6 +101,34 @@ def with_hydrogens(molecule: Molecule) -> tuple[Molecule, int]:
     positions = np.concatenate((molecule.positions, added.positions[len(molecule) :]))
     whole = replace(added, bonds=np.concatenate((molecule.bonds, new)), positions=positions)
     return replace(whole, name=molecule.name, properties=molecule.properties), missing
+
+
+def completed(molecule: Molecule) -> tuple[Molecule, int]:
+    """`with_hydrogens` of a molecule that writes no hydrogen at all, as RDKit's readers leave it; any other as it is.
+
+    One that writes some is taken at its word: what it lacks makes it a radical, and a generated one is not mended here.
+    """
+    if molecule.bonds is None or not len(molecule) or (molecule.numbers == 1).any():
+        return molecule, 0
+    try:
+        return with_hydrogens(molecule)
+    except (
+        PerrinError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ):  # of wrong valence, which is said elsewhere
+        return molecule, 0
+
+
+def warn_bare(molecules: Sequence[Molecule], file: object) -> None:
+    """One line on standard error if molecules leave their hydrogens out, where that is not mended."""
+    bare = sum(completed(m)[1] > 0 for m in molecules)
+    if bare:
+        warn(
+            f"{bare} of {counted(len(molecules), 'molecules')} of {file} leave their hydrogens out and are taken as they "
+            "are, as radicals: perrin rank adds what is left out"
+        )
 
 
 def choose_atoms(text: str, molecule: Molecule, option: str) -> list[int]:

@@ -8,7 +8,6 @@ elements or sizes, a net charge, hydrogens left out, a flat drawing in place of 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,8 @@ MET = "wishes_met"
 """The data item that says whether all wishes are met: 1 or 0."""
 DEFAULT = "molecule/qm9-properties"
 """The network, unless told."""
+PREDICTED = ("alpha", "gap", "homo", "lumo", "mu", "cv")
+"""What it says, known before it is read."""
 DIGITS = 6
 """Significant digits of a data item."""
 RARE = 1e-3
@@ -178,16 +179,33 @@ def smallest(vocabulary: Vocabulary) -> int:
     return 1
 
 
-def without(reasons: Sequence[str]) -> str:
-    """One line on the molecules without predictions; empty where there are none."""
-    counts = Counter(reason for reason in reasons if reason)
-    if not counts:
+def without(reasons: Sequence[str], numbers: Sequence[int] | None = None) -> str:
+    """One line on the molecules without predictions; empty where there are none.
+
+    Arguments:
+        reasons: of each molecule, empty where it has predictions.
+        numbers: of its record in the file, from 1; its place, if `None`.
+    """
+    records: dict[str, list[int]] = {}
+    for number, reason in zip(numbers or range(1, len(reasons) + 1), reasons, strict=True):
+        if reason:
+            records.setdefault(reason, []).append(number)
+    if not records:
         return ""
-    told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    return (
-        f"no predictions for {sum(counts.values())} of {len(reasons)} molecules, which the property network has not "
-        f"learnt from: {told}"
+    told = ", ".join(
+        f"{len(found)} {reason} ({_records(found)})"
+        for reason, found in sorted(records.items(), key=lambda pair: -len(pair[1]))
     )
+    return (
+        f"no predictions for {sum(map(len, records.values()))} of {len(reasons)} molecules, which the property network "
+        f"has not learnt from: {told}"
+    )
+
+
+def _records(numbers: Sequence[int]) -> str:
+    """`record 3`, `records 1, 4, 9, …`."""
+    shown = ", ".join(map(str, numbers[:3])) + (", …" if len(numbers) > 3 else "")
+    return f"record{'' if len(numbers) == 1 else 's'} {shown}"
 
 
 def _flat(molecule: Molecule) -> bool:
@@ -215,11 +233,13 @@ class Asked:
         reference: the network's bundle.
         units: of each property that it knows.
         errors: its mean absolute errors on molecules that it never saw, in these units.
+        again: whether what the file says already is predicted again.
     """
 
     reference: str
     units: Mapping[str, str]
     errors: Mapping[str, float]
+    again: bool = True
 
     @property
     def items(self) -> dict[str, str]:
@@ -236,13 +256,19 @@ class Asked:
         return f"predicted by {self.reference} (± its mean error on QM9's own geometries): {told}"
 
 
-def asked(reference: str, items: Iterable[str], words: Iterable[tuple[str, str]]) -> Asked:
+def asked(
+    reference: str, items: Iterable[str], words: Iterable[tuple[str, str]], *, again: bool = True
+) -> Asked:
     """What a network predicts for a file, found out without loading it.
+
+    Properties of the same own unit share one, so that a file is in one: that of the words if all is predicted again, else
+    that of the file.
 
     Arguments:
         reference: the network's bundle.
-        items: data items of the file, whose units are kept.
-        words: names that the user wrote, each with the unit beside it, if any: those units come first.
+        items: data items of the file.
+        words: names that the user wrote, each with the unit beside it, if any.
+        again: whether what the file says already is predicted again.
 
     Raises:
         PerrinError: there is no such bundle, it is none of properties, or a unit does not fit.
@@ -256,16 +282,21 @@ def asked(reference: str, items: Iterable[str], words: Iterable[tuple[str, str]]
             f"expected a property network, such as {DEFAULT}, given {reference}: name one of that kind"
         )
     own = {str(r["name"]): str(r["unit"]) for r in config["model"]["ranges"]}
-    named: dict[str, str] = {}
+    of_file: dict[str, str] = {}
     for item in items:
         pair = read_name(item)
-        named |= {pair[0]: pair[1]} if pair and pair[1] else {}
+        of_file |= {pair[0]: pair[1]} if pair and pair[1] and pair[0] in own else {}
+    of_words: dict[str, str] = {}
     for word, unit in words:
         pair = read_name(word)
         name = next((name for name in own if pair and name.lower() == pair[0].lower()), "")
         if pair and name and (unit := pair[1] or unit):
-            named[name] = known_unit(unit, own[name], name)
-    units = units_for(own, {name: unit for name, unit in named.items() if name in own})
+            of_words[name] = known_unit(unit, own[name], name)
+    units = dict(own)
+    for named in (of_file, of_words) if again else (of_words, of_file):
+        found = units_for(own, named)
+        alike = {own[name] for name in named}
+        units |= {name: found[name] for name in own if own[name] in alike}
     errors = config.get("training", {}).get("errors") or {}
     errors = {k: convert(float(v), own[k], units[k], k) for k, v in errors.items() if k in own}
-    return Asked(reference=reference, units=units, errors=errors)
+    return Asked(reference=reference, units=units, errors=errors, again=again)

@@ -50,12 +50,14 @@ class Verdict:
     Arguments:
         molecules: with the data items `wanted`, `predicted_…` and `wishes_met`, as far as there are any.
         lines: for the user.
+        strange: a warning on molecules that the network has not learnt from; empty where there are none.
         record: for the run's record.
     """
 
     molecules: list[Molecule]
     lines: list[str]
     record: dict[str, Any]
+    strange: str = ""
 
 
 def judge(
@@ -117,11 +119,17 @@ def judge(
         rows["all"] = {"met": sum(together) / len(together)}
         if len(wishes) > 1:
             lines.append(f"these together: met by {100 * rows['all']['met']:.3g} %")
-    lines += [line] if (line := without(found.strange)) else []
+    strange = without(found.strange)
     return Verdict(
         molecules=out,
         lines=lines,
-        record={"by": options.guide, "sha256": guide.sha256, **rows, "lines": lines},
+        record={
+            "by": options.guide,
+            "sha256": guide.sha256,
+            **rows,
+            "lines": [*lines, *([strange] if strange else [])],
+        },
+        strange=strange,
     )
 
 

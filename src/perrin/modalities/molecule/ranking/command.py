@@ -11,7 +11,7 @@ from pathlib import Path
 from perrin.errors import PerrinError, counted, warn
 from perrin.modalities.molecule import ranked_beside
 from perrin.modalities.molecule.files import read_molecules
-from perrin.modalities.molecule.predicted import DEFAULT
+from perrin.modalities.molecule.predicted import DEFAULT, read_name
 from perrin.modalities.molecule.ranking.columns import COLUMNS, column_of
 from perrin.modalities.molecule.ranking.identity import read_known
 from perrin.modalities.molecule.ranking.rank import Ranked, RankOptions, rank, understood
@@ -22,6 +22,8 @@ from perrin.run.progress import progress
 from perrin.run.record import file_digest, record, write_record
 
 SHOWN = 10
+TOLD = ("gap", "homo", "lumo", "mu")
+"""Predictions in the table, as many as fit; the file has all."""
 
 
 def run(a: Namespace) -> None:
@@ -55,6 +57,12 @@ def run(a: Namespace) -> None:
         steps = "; ".join(f"{n} after {text}" for text, n in ranked.counts.items() if text in options.where)
         raise PerrinError(
             f"expected molecules that pass, given none of {len(molecules)} ({steps or 'all dropped'}): loosen a filter"
+        )
+    if ranked.added[0]:
+        print(
+            f"added {counted(ranked.added[0], 'hydrogens')} that {source} leaves out in {ranked.added[1]} of "
+            f"{counted(len(molecules), 'molecules')}, placed by RDKit",
+            file=sys.stderr,
         )
     if ranked.strange:
         warn(ranked.strange)
@@ -93,14 +101,23 @@ def _show(ranked: Ranked, output: Path) -> None:
     from rich.table import Table
 
     keys = [key.name for key in ranked.keys]
+    told: list[str] = []
+    if ranked.predicted is not None and ranked.predicted.again:
+        items = ranked.predicted.items
+        told = [items[name] for name in TOLD if name in items] or list(items.values())[: len(TOLD)]
     names = list(
-        dict.fromkeys(["rank", *keys, "QED", "SA", "logP", "MW", "wishes_met", "duplicate", "known"])
+        dict.fromkeys(["rank", *keys, *told, "QED", "SA", "logP", "MW", "wishes_met", "duplicate", "known"])
     )
     names = [n for n in names if n in ranked.columns or n in keys]
     table = Table(title=f"by {', then '.join(map(str, ranked.keys))}")
     for name in (*names, "SMILES"):
         unit = COLUMNS[name].unit if name in COLUMNS else ""
-        table.add_column(f"{name}, {unit}" if unit else name, justify="left" if name == "SMILES" else "right")
+        head = f"{name}, {unit}" if unit else name
+        if (
+            name in told and (pair := read_name(name)) is not None
+        ):  # in two lines, which leaves room for the SMILES
+            head = f"predicted\n{pair[0]}" + (f", {pair[1]}" if pair[1] else "")
+        table.add_column(head, justify="left" if name == "SMILES" else "right")
     for molecule in ranked.molecules[:SHOWN]:
         values = molecule.properties
         cells = ["–" if values.get(n) is None else f"{values[n]:.5g}" if isinstance(values[n], float) else str(values[n])

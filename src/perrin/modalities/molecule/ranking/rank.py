@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from perrin.errors import PerrinError
+from perrin.modalities.molecule.kept import completed
 from perrin.modalities.molecule.metrics.packages import require
-from perrin.modalities.molecule.predicted import DEFAULT, Asked, asked, predict, read_name, without
+from perrin.modalities.molecule.predicted import DEFAULT, MET, Asked, asked, predict, read_name, without
 from perrin.modalities.molecule.ranking.columns import (
     CARRIED,
     COLUMNS,
@@ -56,7 +57,7 @@ class RankOptions:
         where: filters, all of which must hold, see `wishes.parse_where`.
         duplicates, known: `mark` (a column) or `drop`.
         predict: the bundle of a property network, whose predictions are added after the other filters; the one that ships if
-            a key or filter names a prediction that the file does not have.
+            a key or filter names a prediction that the file does not have. Named here, it predicts again what the file has.
         xtb: compute the columns `XTB` of all that pass the other filters, even if no key or filter names one.
         diverse: keep this many, picked by MaxMin from the best one on.
         top: keep this many of the best.
@@ -94,6 +95,7 @@ class Ranked:
         counts: how many were read, are invalid, duplicate, known, left by each filter, and kept.
         predicted: by which network and in which units, if by any.
         strange: one line on molecules that it has nothing to say of.
+        added: how many hydrogens were added to molecules that write none, and to how many molecules.
     """
 
     molecules: tuple[Molecule, ...]
@@ -102,6 +104,7 @@ class Ranked:
     counts: dict[str, int]
     predicted: Asked | None = None
     strange: str = ""
+    added: tuple[int, int] = (0, 0)
 
 
 def understood(
@@ -115,10 +118,19 @@ def understood(
     items = {k for m in molecules for k, v in m.properties.items() if isinstance(v, int | float)} - {*_OWN}
     words = [(word.strip().lstrip("+-"), "") for word in options.by.split(",")]
     words += [name_of(text) for text in options.where]
+    if MET not in items and any(word.lower() == MET for word, _ in words):
+        wanted = any("wanted" in m.properties for m in molecules)
+        why = (
+            "the property network has not learnt from such molecules, or not from such a wish"
+            if wanted
+            else "it is of molecules that perrin sample, edit or vary made with --want"
+        )
+        raise PerrinError(f"expected a file with {MET}, given one without: {why}; leave {MET} out")
     predictions = None
     if options.predict or any(read_name(word) and not in_items(word, items) for word, _ in words):
-        predictions = asked(options.predict or DEFAULT, items, words)
-        items = {item for item in items if (read_name(item) or ("",))[0] not in predictions.units}
+        predictions = asked(options.predict or DEFAULT, items, words, again=bool(options.predict))
+        if predictions.again:
+            items = {item for item in items if (read_name(item) or ("",))[0] not in predictions.units}
         items |= set(predictions.items.values())
     return parse_keys(options.by, items), [parse_where(text, items) for text in options.where], predictions
 
@@ -133,7 +145,7 @@ def rank(
     """Rank molecules.
 
     Arguments:
-        molecules: with bonds.
+        molecules: with bonds; those that write no hydrogens get them (`kept.completed`), and have them in the result.
         options: what is asked.
         known: molecules to flag, from `identity.read_known`.
         advance: called with the stage, how many are done and of how many.
@@ -162,6 +174,9 @@ def rank(
         require("tblite", "GFN2-xTB")
 
     prepare()
+    written = molecules
+    whole = [completed(m) for m in written]
+    molecules, missing = [m for m, _ in whole], [count for _, count in whole]
     rows: list[dict[str, Any]] = []
     found: list[Keys] = []
     parts = _spread(_describe, molecules, options.workers, lambda n: advance("describing", n, len(molecules)))
@@ -192,10 +207,8 @@ def rank(
             counts[where.text] = len(left)
     strange = ""
     if predictions is not None:
-        chosen = [i for i in left if rows[i]["valid"]]
-        strange = _predict(
-            predictions, [molecules[i] for i in chosen], [rows[i] for i in chosen], advance, options.workers
-        )
+        chosen = [i for i in left if rows[i]["valid"] and not predicted <= set(rows[i])]
+        strange = _predict(predictions, written, rows, chosen, advance, options.workers) if chosen else ""
         for where in [w for w in costly if w.name in predicted]:
             left = [i for i in left if where(rows[i])]
             counts[where.text] = len(left)
@@ -245,13 +258,14 @@ def rank(
         counts=counts,
         predicted=predictions,
         strange=strange,
+        added=(sum(missing), sum(count > 0 for count in missing)),
     )
 
 
 def _renewed(item: str, predictions: Asked | None) -> bool:
     """Whether a data item of the file is computed again."""
     if predictions is not None and (pair := read_name(item)) is not None:
-        return pair[0] in predictions.units
+        return predictions.again and pair[0] in predictions.units
     return item in _OWN or (item in COLUMNS and COLUMNS[item] not in CARRIED)
 
 
@@ -259,10 +273,11 @@ def _predict(
     predictions: Asked,
     molecules: Sequence[Molecule],
     rows: Sequence[dict[str, Any]],
+    chosen: Sequence[int],
     advance: Callable[[str, int, int], None],
     workers: int,
 ) -> str:
-    """Add predictions to the rows of molecules; one line on those that get none."""
+    """Add predictions to the rows of the chosen molecules; one line on those that get none."""
     from perrin.modalities.molecule.candidates import load_guide
 
     done = 0
@@ -270,14 +285,16 @@ def _predict(
     def told(count: int) -> None:
         nonlocal done
         done += count
-        advance("predicting", done, len(molecules))
+        advance("predicting", done, len(chosen))
 
     network = load_guide(predictions.reference, device="cpu")
-    few = len(molecules) <= FEW
-    found = predict(network, molecules, predictions.units, workers=1 if few else workers, told=told)
-    for row, items in zip(rows, found.items, strict=True):
-        row |= items
-    return without(found.strange)
+    few = len(chosen) <= FEW
+    found = predict(
+        network, [molecules[i] for i in chosen], predictions.units, workers=1 if few else workers, told=told
+    )
+    for i, items in zip(chosen, found.items, strict=True):
+        rows[i] |= {name: value for name, value in items.items() if name not in rows[i]}
+    return without(found.strange, [i + 1 for i in chosen])
 
 
 def describe_all(molecules: Sequence[Molecule], workers: int = 1) -> list[dict[str, Any]]:

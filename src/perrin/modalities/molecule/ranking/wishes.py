@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.predicted import PREFIX, read_name
+from perrin.modalities.molecule.predicted import PREDICTED, PREFIX, read_name
 from perrin.modalities.molecule.ranking.columns import (
     CARRIED,
     COLUMNS,
@@ -104,7 +104,7 @@ def parse_where(text: str, items: Collection[str] = ()) -> Where:
             raise PerrinError(f"expected a number after {name} {op}, given {match['flag']!r}: write {name}>1")
         value = _FLAGS[match["flag"]]
         return Where(name=name, op=op, low=value, high=value, text=text)
-    unit = match["unit"] or ""
+    unit = match["unit"] or _other_unit(match["name"], name)
     if match["low"] is not None:
         low, high = (to_unit(float(match[k]), unit, name) for k in ("low", "high"))
         if op not in ("=", "==") or low > high:
@@ -126,6 +126,9 @@ def parse_keys(text: str, items: Collection[str] = ()) -> tuple[Key, ...]:
         if not word.lstrip("+-"):
             raise PerrinError(f"expected properties with commas, such as qed,-sa, given {text!r}")
         key = Key(name=find_name(word.lstrip("+-"), items), smallest=word.startswith("-"))
+        to_unit(
+            0.0, _other_unit(word.lstrip("+-"), key.name), key.name
+        )  # raises where it is none of that property
         if key.name in (k.name for k in keys):
             raise PerrinError(f"expected each property once, given {key.name} twice in {text!r}")
         keys.append(key)
@@ -152,16 +155,26 @@ def find_name(word: str, items: Collection[str] = ()) -> str:
         return bare
     names = [c.name for c in (*DESCRIPTORS, *XTB, STRAIN, *IDENTITY)] + sorted(set(items) - set(COLUMNS))
     near = difflib.get_close_matches(word.lower(), [n.lower() for n in names], 1)
+    predictions = {n.lower(): PREFIX + n for n in PREDICTED}
+    predictions |= {pair[0].lower(): item for item in items if (pair := read_name(item)) is not None}
+    if (prediction := predictions.get(word.lower())) is not None:
+        names = list(dict.fromkeys([*names, prediction]))
+        near = [prediction.lower()]
     hint = next((f"did you mean {n}?" for n in names if near and n.lower() == near[0]), "choose one of them")
     raise PerrinError(f"expected a property with numbers ({', '.join(names)}), given {word!r}: {hint}")
 
 
 def in_items(word: str, items: Collection[str]) -> str:
-    """The data item that a prediction's name is, or the only one that it is without its unit; else an empty text."""
+    """The data item that a prediction's name is, or the only one of its property, in that or another unit, with which it is
+    then compared; else an empty text."""
     same = [item for item in items if item == word] or [i for i in items if i.lower() == word.lower()]
     pairs = {item: pair for item in items if (pair := read_name(item)) is not None}
-    bare = [item for item, (name, _) in pairs.items() if PREFIX + name.lower() == word.lower()]
-    found = same or bare
+    name, unit = read_name(word) or (word.lower().removeprefix(PREFIX), "")
+    alike = [
+        item for item, (other, own) in pairs.items()
+        if other.lower() == name.lower() and (own or not unit) and word.lower().startswith(PREFIX)
+    ]  # fmt: skip
+    found = same or alike
     return found[0] if len(found) == 1 else ""
 
 
@@ -169,6 +182,12 @@ def name_of(text: str) -> tuple[str, str]:
     """The name in a filter and the unit beside its number, as they were written; empty where there are none."""
     match = _FILTER.fullmatch(text)
     return (match["name"], match["unit"] or "") if match else ("", "")
+
+
+def _other_unit(word: str, name: str) -> str:
+    """The unit in the name of a prediction that the file has in another one; empty where the names are the same."""
+    pair = read_name(word)
+    return pair[1] if pair is not None and word.lower() != name.lower() else ""
 
 
 def to_unit(value: float, unit: str, name: str) -> float:
