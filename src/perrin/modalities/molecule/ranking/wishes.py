@@ -157,9 +157,9 @@ def find_name(word: str, items: Collection[str] = ()) -> str:
     near = difflib.get_close_matches(word.lower(), [n.lower() for n in names], 1)
     predictions = {n.lower(): PREFIX + n for n in PREDICTED}
     predictions |= {pair[0].lower(): item for item in items if (pair := read_name(item)) is not None}
-    if (bare := predictions.get(word.lower())) is not None:
-        names = list(dict.fromkeys([*names, bare]))
-        near = [bare.lower()]
+    if (meant := predictions.get(word.lower())) is not None:
+        names = list(dict.fromkeys([*names, meant]))
+        near = [meant.lower()]
     hint = next((f"did you mean {n}?" for n in names if near and n.lower() == near[0]), "choose one of them")
     raise PerrinError(f"expected a property with numbers ({', '.join(names)}), given {word!r}: {hint}")
 
