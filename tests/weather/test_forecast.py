@@ -256,9 +256,11 @@ def test_what_is_not_the_sea_is_told_from_it(tmp_path: Path, capsys: pytest.Capt
         xr.Dataset({name: (dims, values, attributes)}, coordinates).to_netcdf(path)
         output = ["-o", str(tmp_path / "out.nc"), "--overwrite", "--members", "1", "--months", "1"]
         code = run("weather/sst", "--file", str(path), *output, *more)
-        said = capsys.readouterr().err
+        lines = capsys.readouterr().err.splitlines()
+        warning = "perrin: warning: "  # of the short past
+        said = "\n".join(line for line in lines if not line.startswith(warning))
         assert code == (2 if said.startswith("perrin: ") else 0)
-        assert code == 0 or said.count("\n") == 1
+        assert code == 0 or (len(lines) == 1 and said)
         return said if code else ""
 
     assert told(usual) == told(usual + 1) == told(usual, "tos", "") == ""
