@@ -41,8 +41,8 @@ def conformers(a: Namespace) -> None:
     faulty = [unfit(query.molecule, model.config.vocabulary) for query in queries]
     if all(faulty):
         raise PerrinError(faulty[0])
-    if any(faulty):
-        places = [k for k, fault in enumerate(faulty, 1) if fault]
+    places = [k for k, fault in enumerate(faulty, 1) if fault]
+    if places:
         warn(
             f"left out {len(places)} of {counted(len(queries), 'molecules')} of {a.file}, which the model cannot express "
             f"(number {', '.join(map(str, places[:3]))}{', …' if len(places) > 3 else ''}): {faulty[places[0] - 1]}"
@@ -113,7 +113,7 @@ def conformers(a: Namespace) -> None:
         "molecules": len(queries), "conformers": len(whole), "draws": drawn, "evaluations": plan.nfe,
         "rejected": {why: n for why, n in faults.items() if why != "good"},
         "incomplete": [numbers_in_file[k] for k in short],
-        "left_out": [k for k, fault in enumerate(faulty, 1) if fault],
+        "left_out": places,
     }  # fmt: skip
     _finish(a, "conformers", output, model, options, whole, result, begin, store)
     seconds = time.perf_counter() - begin

@@ -27,7 +27,7 @@ was wished for (hindsight: Andrychowicz et al. 2017, arXiv:1707.01495), drawn as
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -43,7 +43,7 @@ from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, 
 from perrin.modalities.molecule.metrics.tensors import contents, environments, sound
 from perrin.modalities.molecule.model import SamplingOptions, tempered
 from perrin.modalities.molecule.network import MoleculeConfig
-from perrin.modalities.molecule.parts import FLAGS, corrected
+from perrin.modalities.molecule.parts import FLAGS, corrected, pairs
 from perrin.modalities.molecule.properties import standardise
 from perrin.modalities.molecule.task import LossConfig, MoleculeTask, state_of
 
@@ -141,6 +141,7 @@ class RolloutTask(MoleculeTask):
         parts = self.loss_config.parts
         idle = parts.none + parts.graph
         self.parts_law = replace(parts, none=0.0, graph=0.0, fragment=parts.fragment + idle)
+        self._data: dict[int, tuple[Tensor, Tensor]] = {}  # see `_wanted`
         self._given: dict[int, dict[str, Any]] = {}  # by bucket; a CUDA graph knows its condition by identity
 
     def to(self, device: torch.device) -> None:
@@ -225,7 +226,7 @@ class RolloutTask(MoleculeTask):
                 share.setdefault((evaluations, cold[0]), []).append(good)
             some = any(len(r["t"]) for r in rows)
             self.records.append({k: torch.cat([r[k] for r in rows]) for k in rows[0]} if some else {})
-        self.weights = [self._weights(b, r) for b, r in zip(self.buckets, self.records, strict=True)]
+        self.weights = [self._weights(number, held) for number, held in enumerate(self.records)]
         self.accepted = {k: float(torch.cat(v).float().mean()) for k, v in share.items()}
         self.made = step
 
@@ -246,26 +247,32 @@ class RolloutTask(MoleculeTask):
             condition=given,
             self_condition=True,
         )
-        pairs = mask.unsqueeze(2) & mask.unsqueeze(1)
         atoms = (out[TYPES] == end[TYPES]) & (out[CHARGES] == end[CHARGES]) | ~mask
-        return out, atoms.all(1) & ((out[BONDS] == end[BONDS]) | ~pairs).flatten(1).all(1)
+        return out, atoms.all(1) & ((out[BONDS] == end[BONDS]) | ~pairs(mask)).flatten(1).all(1)
 
-    def _weights(self, bucket: Bucket, held: Mapping[str, Tensor]) -> Tensor:
+    def _wanted(self, number: int) -> tuple[Tensor, Tensor]:
+        """Of the data of one bucket, the common surroundings and the mean of the features; found once."""
+        if number not in self._data:
+            bucket = self.buckets[number]
+            index = torch.arange(len(bucket), device=bucket.mask.device).split(2048)
+            common = _common((bucket.take(part) for part in index), self.vocabulary)
+            every = [_features(*bucket.take(part), self.vocabulary, common) for part in index]
+            self._data[number] = common, torch.cat(every).mean(0)
+        return self._data[number]
+
+    def _weights(self, number: int, held: Mapping[str, Tensor]) -> Tensor:
         """Of the records of one bucket."""
         if not held:
             return torch.ones(0)
         if not self.law.match:
             return torch.ones_like(held["t"])
-        device = held["t"].device
+        common, mean = self._wanted(number)
         state = {k: held[f"x_0.{k}"] for k in (TYPES, CHARGES, BONDS)}
-        real = [bucket.take(part) for part in torch.arange(len(bucket), device=device).split(2048)]
-        own = [
-            ({k: v[rows].long() for k, v in state.items()}, held["mask"][rows])
-            for rows in torch.arange(len(held["t"]), device=device).split(2048)
+        found = [
+            _features({k: v[r].long() for k, v in state.items()}, held["mask"][r], self.vocabulary, common)
+            for r in torch.arange(len(held["t"]), device=held["t"].device).split(2048)
         ]
-        common = _common(real, self.vocabulary)
-        mean = torch.cat([_features(*part, self.vocabulary, common) for part in real]).mean(0)
-        every = torch.cat([_features(*part, self.vocabulary, common) for part in own])
+        every = torch.cat(found)
         weights = torch.ones_like(held["t"])
         for evaluations in held[
             "evaluations"
@@ -353,16 +360,17 @@ class RolloutTask(MoleculeTask):
         return rows, good
 
 
-def _common(parts: Sequence[tuple[State, Tensor]], vocabulary: Vocabulary) -> Tensor:
+def _common(parts: Iterable[tuple[State, Tensor]], vocabulary: Vocabulary) -> Tensor:
     """The surroundings of atoms that a share of at least `_COMMON` of the molecules has, sorted."""
-    found = []
+    found, total = [], 0
     for state, mask in parts:
+        total += len(mask)
         labels = environments(state, mask, vocabulary).flatten(1).sort(1).values
         first = torch.ones_like(labels, dtype=torch.bool)
         first[:, 1:] = labels[:, 1:] != labels[:, :-1]
         found.append(labels[first & (labels != 0)])  # each once of each molecule
     labels, counts = torch.cat(found).unique(return_counts=True)
-    return labels[counts >= _COMMON * sum(len(mask) for _, mask in parts)]
+    return labels[counts >= _COMMON * total]
 
 
 def _features(state: State, mask: Tensor, vocabulary: Vocabulary, common: Tensor) -> Tensor:
