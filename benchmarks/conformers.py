@@ -71,7 +71,7 @@ def ours(
     """Conformers that are not rejected, and how many were."""
     travel = None if repeats is None else Travel(repeats=repeats)
     sampler = ConformerSampler(model, queries, each, travel=travel)
-    options = edit_options(model, model.options(steps=steps), steps)
+    options = edit_options(model, model.options(steps=steps, balance=1), steps)
     found: list[Any] = [None] * (each * len(queries))
     faults: dict[str, int] = {}
     drawn = 0

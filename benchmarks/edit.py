@@ -105,7 +105,7 @@ def edit(a: argparse.Namespace) -> dict[str, Any]:
     """First draws, and the rounds of `perrin edit`."""
     model = perrin.load(a.model)
     kept = scaffolds("test", a.seed, a.n)
-    options = edit_options(model, model.options(steps=a.steps), a.steps)
+    options = edit_options(model, model.options(steps=a.steps, balance=1), a.steps)
     travel = Travel()
     plans = {r: travel.plan(model, options, repair=r) for r in (False, True)}
     found: list[Molecule | None] = [None] * len(kept)
@@ -161,7 +161,7 @@ def ways(a: argparse.Namespace) -> dict[str, Any]:
     ]
     for name, guide, steps, travel in table:
         editing.Shown = guide  # type: ignore[misc]
-        plan = travel.plan(model, model.options(steps=steps))
+        plan = travel.plan(model, model.options(steps=steps, balance=1))
         out[f"{name}, {plan.nfe} evaluations"] = shares(kept, drawn(model, jobs, numbers, a.seed, plan, None))
         print(name, out[f"{name}, {plan.nfe} evaluations"], flush=True)
     editing.Shown = shown  # type: ignore[misc]
@@ -182,7 +182,7 @@ def vary(a: argparse.Namespace) -> dict[str, Any]:
     out = {}
     for strength in [k / 10 for k in range(1, 10)]:
         varier = Varier(model, seeds, 1, strength=strength)
-        options = model.options(steps=a.steps)
+        options = model.options(steps=a.steps, balance=1)
         made: list[Any] = [None] * a.n
         for unit in varier.units(range(a.n), a.seed, batch=64):
             for i, m in zip(unit.indices, varier.run_unit(unit, a.seed, options), strict=True):

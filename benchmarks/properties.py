@@ -44,7 +44,7 @@ from perrin.core import State
 from perrin.modalities.molecule.conditions import with_inputs
 from perrin.modalities.molecule.dataset import Bucket, buckets_from_ragged, count_vocabulary
 from perrin.modalities.molecule.fields import CHARGES, POSITIONS, TYPES, Vocabulary
-from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions, make_units
+from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions, make_units, split_weights
 from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
 from perrin.modalities.molecule.predictor import (
     Predictor,
@@ -280,7 +280,7 @@ def train_generator(a: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(a.seed)
     denoiser = build_denoiser(config)
     if base is not None:
-        widen(denoiser, config, {k: v for k, v in base.weights().items() if k != TABLE}, old, source=a.start)
+        widen(denoiser, config, split_weights(base.weights())[0], old, source=a.start)
     cuda = a.device.startswith("cuda")
     options = options_of(a, cuda)
     task = MoleculeTask(
@@ -290,7 +290,8 @@ def train_generator(a: argparse.Namespace) -> dict[str, Any]:
     last = trainer.run()
     if trainer.fabric.global_rank:
         return {}
-    sampling = base.config.get("sampling", {}) if base else SamplingOptions(steps=50).to_json()
+    sampling = dict(base.config.get("sampling", {})) if base else SamplingOptions(steps=50).to_json()
+    sampling.pop("balance", None)  # it was of other samples
     weights = dict(denoiser.named_parameters()) | ({TABLE: table.pack()} if table else {})
     write_bundle(
         a.out, modality="molecule", model=config.to_json(), weights=weights, sampling=sampling,

@@ -6,6 +6,7 @@
     python benchmarks/qm9.py table --samples out/qm9     print what is there, compute nothing
     python benchmarks/qm9.py speed                       this machine: 20 and 50 evaluations
     python benchmarks/qm9.py speed --device cuda --samples out/qm9  a GPU, without RDKit; `table` shows it
+    python benchmarks/qm9.py balance -n 20000 --steps 20,50 -o DIR  a bundle for `perrin sample --balance`
     python benchmarks/qm9.py data                        the two protocols on all of QM9
 
 The folder of --samples holds one SDF per seed (`1.sdf`, …; your own files of that name are taken as they are) and
@@ -49,6 +50,9 @@ TARGETS: tuple[tuple[str, str, str, str, str, float], ...] = (
 )
 """Issue 4's: name, stage, section of its result, metric, at least or at most, value."""
 
+SEED = 10_000
+"""Of the samples that a balance is fitted to; those that are judged have others."""
+
 CEILING = 0.9545
 """Lookup stability of the data: more means a model that keeps to easy molecules, and is no better."""
 
@@ -79,6 +83,7 @@ def sample(a: argparse.Namespace, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{seed}.sdf" for seed in range(1, a.seeds + 1)]
     options = ["--steps", str(a.steps)] if a.steps else []
+    options += ["--balance", str(a.balance)] if a.balance else []
     for seed, path in enumerate(paths, 1):
         if not path.exists():
             print(f"sampling seed {seed} into {path}", file=sys.stderr, flush=True)
@@ -97,10 +102,12 @@ def check(path: Path, a: argparse.Namespace, seed: int) -> None:
     made = json.loads(record.read_text())
     wanted = {"n": a.n, "seed": seed, "bundle": read_bundle(bundle_path(a.bundle)).sha256[:8]}
     wanted |= {"steps": a.steps} if a.steps else {}
+    wanted |= {"balance": a.balance} if a.balance else {}
     found = {
         "n": made["result"]["molecules"],
         "seed": made["arguments"]["seed"],
-        "steps": made["result"]["evaluations"],
+        "steps": made["sampling"]["steps"],
+        "balance": made["sampling"].get("balance", 1),
         "bundle": made["bundle"]["sha256"][:8],
     }
     wrong = [f"{k} {found[k]}, not {v}" for k, v in wanted.items() if found[k] != v]
@@ -357,6 +364,7 @@ def cpu_speed(a: argparse.Namespace, steps: int) -> dict[str, Any]:
                 "--device",
                 "cpu",
             ]
+            words += ["--balance", str(a.balance)] if a.balance else []
             total = perrin("sample", a.bundle, *words)
             made = json.loads(path.with_name(path.name + ".run.json").read_text())["result"]
             rows.append((made["seconds"], total, made))
@@ -378,7 +386,7 @@ def cuda_speed(a: argparse.Namespace, steps: int) -> dict[str, Any]:
 
     model = load_model(a.bundle, a.device)
     model.precision, model.mode = a.precision, a.mode
-    options = model.options(steps=steps)
+    options = model.options(steps=steps, balance=a.balance)
     count = a.n if a.n != 1000 else 10_000
     units = model.units(model.sizes(1, count), batch=a.batch)
     with torch.inference_mode():
@@ -396,7 +404,7 @@ def cuda_speed(a: argparse.Namespace, steps: int) -> dict[str, Any]:
     return {
         "device": "cuda",
         "machine": torch.cuda.get_device_name(),
-        "evaluations": options.plan(model.denoiser).nfe,
+        "evaluations": options.evaluations(options.plan(model.denoiser)),
         "n": count,
         "batch": a.batch,
         "precision": a.precision,
@@ -406,6 +414,51 @@ def cuda_speed(a: argparse.Namespace, steps: int) -> dict[str, Any]:
         "memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
         "torch": torch.__version__,
     }
+
+
+def balance(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A bundle with the balance of its own samples: all else in it stays as it is."""
+    import torch
+
+    from perrin.bundle import read_bundle, write_bundle
+    from perrin.modalities.molecule.balance import fit
+    from perrin.modalities.molecule.fields import POSITIONS
+    from perrin.modalities.molecule.sources import from_qm9
+
+    model = load_model(a.bundle, a.device)
+    model.precision, model.mode = a.precision if a.device.startswith("cuda") else "32-true", a.mode
+    vocabulary, device = model.config.vocabulary, model.device
+    _, buckets, _ = from_qm9(vocabulary=vocabulary)
+    units = model.units(model.sizes(SEED, a.n), batch=a.batch if a.device.startswith("cuda") else 64)
+    samples: dict[int, list[Any]] = {}
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        for steps in a.evaluations or (20, 50):
+            options = model.options(steps=steps, balance=1)
+            made = samples[steps] = []
+            for unit in units:
+                state, mask = model.run_state(unit, SEED, options)
+                made.append(({k: v.to(torch.int8) for k, v in state.items() if k != POSITIONS}, mask))
+    seconds = time.perf_counter() - begin
+    data = [(b.state, b.mask) for b in (b.to(device) for b in buckets)]
+    fitted = fit(samples, data, vocabulary)
+    bundle = read_bundle(bundle_path(a.bundle))
+    more = {
+        k: v for k, v in bundle.config.items() if k not in ("format", "modality", "weights_sha256", "model")
+    }
+    write_bundle(
+        a.out,
+        modality=bundle.modality,
+        model=bundle.config["model"],
+        weights=bundle.weights() | fitted.pack(),
+        card=bundle.card,
+        **more,
+    )
+    print(
+        f"balance of {len(fitted.labels)} surroundings by {a.n} samples each of {', '.join(map(str, samples))} evaluations "
+        f"({seconds:.0f} s) in {a.out}: perrin sample {a.out} --balance 4"
+    )
+    return {"evaluations": sorted(samples), "n": a.n, "surroundings": len(fitted.labels)}
 
 
 def load_model(bundle: str, device: str) -> Any:
@@ -452,14 +505,33 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = {"quality": quality, "sample": sample, "table": table, "speed": speed, "data": data}
+    verbs = {
+        "quality": quality,
+        "sample": sample,
+        "table": table,
+        "speed": speed,
+        "data": data,
+        "balance": balance,
+    }
     parser.add_argument("what", choices=tuple(verbs))
     parser.add_argument("--bundle", default="molecule/qm9")
     parser.add_argument("-n", type=int, default=1000, help="molecules per seed (default 1000)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, help="network evaluations (default: the bundle's; speed: 20 and 50)"
+        "--steps",
+        dest="evaluations",
+        type=lambda text: tuple(int(word) for word in text.split(",")),
+        default=(),
+        metavar="N[,N]",
+        help="network evaluations (default: the bundle's; speed and balance: 20 and 50); several for balance",
     )
+    parser.add_argument(
+        "--balance",
+        type=int,
+        metavar="N",
+        help="molecules drawn for one, as of perrin sample (default: the bundle's)",
+    )
+    parser.add_argument("-o", "--out", metavar="DIR", help="of balance: the bundle to write")
     parser.add_argument("--samples", metavar="DIR", help="keep samples and results here, and go on from them")
     parser.add_argument(
         "--stages",
@@ -478,8 +550,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="1 seed, 100 molecules, 20 relaxations; one timing"
     )
-    parser.add_argument("--device", default="cpu", help="of speed: cpu or cuda")
-    parser.add_argument("--batch", type=int, default=1024, help="of speed on a GPU")
+    parser.add_argument("--device", default="cpu", help="of speed and balance: cpu or cuda")
+    parser.add_argument("--batch", type=int, default=1024, help="of speed and balance on a GPU")
     parser.add_argument(
         "--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed", help="as --batch"
     )
@@ -491,6 +563,11 @@ def main(words: Sequence[str] | None = None) -> None:
     a = parser.parse_args(words)
     if unknown := set(a.stages) - set(STAGES):
         parser.error(f"expected stages among {', '.join(STAGES)}, given {', '.join(sorted(unknown))}")
+    if a.what == "balance" and not a.out:
+        parser.error("expected a folder for the bundle, given none: add -o DIR")
+    if len(a.evaluations) > 1 and a.what != "balance":
+        parser.error(f"expected one number for --steps with {a.what}, given {len(a.evaluations)}")
+    a.steps = a.evaluations[0] if a.evaluations else None
     if a.quick and a.what in ("quality", "sample"):
         a.seeds, a.n, a.relax = 1, 100, 20
     with samples(a) as folder:

@@ -65,6 +65,13 @@ class MoleculeModality(Modality):
             )
         if verb == "sample":
             group.add_argument(
+                "--balance",
+                type=int,
+                metavar="N",
+                help="draw N molecules for each one, up to 8, and keep one of them such that all together hold what the "
+                "training data hold; not with --want (default: the bundle's; 1 is off)",
+            )
+            group.add_argument(
                 "--atoms",
                 metavar="N[-M]",
                 help="atoms per molecule, hydrogens included, or a range; "

@@ -2,7 +2,8 @@
 
 Candidate c of a molecule has the molecule's seed plus c, so candidate 0 is the molecule that is drawn without a choice. How
 they are thinned out is `perrin.core.guides.winnow`'s; here is what it asks: `log p(wishes | x_t)` by the network, and at the
-end that what is not sound goes if anything else is there.
+end that what is not sound goes if anything else is there. Without wishes, all candidates may be drawn to the end, and one
+is kept so that a set of molecules holds what the data hold (`perrin.modalities.molecule.balance`).
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from perrin.core.denoiser import Denoiser
 from perrin.core.guides import Places, winnow
 from perrin.core.replay import Mode
 from perrin.errors import PerrinError
+from perrin.modalities.molecule.balance import BROKEN, Balance
 from perrin.modalities.molecule.fields import POSITIONS, layouts_for
 from perrin.modalities.molecule.network import MoleculeConfig
 
 if TYPE_CHECKING:  # it can train, which sampling need not load
     from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions
     from perrin.modalities.molecule.predictor import Predictor
-
-_BROKEN = 1e4
 
 Setting = Callable[[int], tuple[Denoiser, Any]]
 """The denoiser and its condition for so many candidates of each molecule of a batch."""
@@ -42,10 +42,12 @@ def choose_state(
     *,
     wishes: Tensor | None,
     x_0: State | None = None,
+    balance: Balance | None = None,
     self_condition: bool = False,
     mode: Mode = "eager",
 ) -> State:
-    """Draw a batch of molecules, each the one left of its candidates where there are wishes and several candidates.
+    """Draw a batch of molecules, each the one left of its candidates where there are wishes and several candidates, or
+    where there is a balance and several are drawn for one.
 
     Arguments:
         model: whose property network chooses.
@@ -55,12 +57,14 @@ def choose_state(
         setting: for so many candidates of each, those of a molecule one after the other.
         wishes: intervals in the model's standard units, `[B, P, 2]`.
         x_0: molecules to start from, each candidate with its own noise, at the plan's first time; the prior without.
+        balance: what one of `options.balance` is kept by where there are no wishes.
         self_condition, mode: as in `perrin.core.sample`.
 
     Raises:
         PerrinError: there is no property network to choose by.
     """
     several = wishes is not None and options.candidates > 1
+    many = options.balance if wishes is None and balance is not None else 1
     process = model.denoiser.process
 
     def places(size: int) -> Places:
@@ -99,19 +103,30 @@ def choose_state(
             self_condition=self_condition,
             mode=mode,
         )
-    one = places(1)
-    assert one.denoiser is not None
-    return sample(
-        one.denoiser,
+    all_of = places(many)
+    assert all_of.denoiser is not None
+    state = sample(
+        all_of.denoiser,
         process,
         plan,
-        one.layouts,
-        one.noise,
-        condition=one.condition,
-        start=start(one),
+        all_of.layouts,
+        all_of.noise,
+        condition=all_of.condition,
+        start=start(all_of),
         self_condition=self_condition,
         mode=mode,
     )
+    if balance is None or many == 1:
+        return state
+    kept = balance.choose(
+        state,
+        mask.repeat_interleave(many, 0),
+        model.config.vocabulary,
+        steps=options.steps,
+        many=many,
+        noise=all_of.noise,
+    )
+    return {k: v[kept] for k, v in state.items()}
 
 
 def potential(model: MoleculeModel, wishes: Tensor, mask: Tensor) -> Callable[[State, Tensor], Tensor]:
@@ -139,7 +154,7 @@ def potential(model: MoleculeModel, wishes: Tensor, mask: Tensor) -> Callable[[S
         with torch.autocast(mask.device.type, enabled=False):
             likely = value({**x, POSITIONS: x[POSITIONS].float() * scale}, t)
         broken = (t == 0) & ~sound(x, mask, vocabulary)
-        return torch.where(broken, likely - _BROKEN, likely)
+        return torch.where(broken, likely - BROKEN, likely)
 
     return log_g
 

@@ -165,8 +165,10 @@ def prepare_sampling(a: Namespace) -> Sampling:
         guidance_scale=a.guidance_scale,
         candidates=a.candidates,
         guide=a.guide,
+        balance=a.balance,
     )
     check_choice(a, options)
+    model.check_balance(options, asked=a.balance is not None)
     model.take_guide(options)
     plan = options.plan(model.denoiser)
     model.sizes(a.seed, 1, atoms, options.want)  # says what is wrong with them
@@ -177,6 +179,8 @@ def prepare_sampling(a: Namespace) -> Sampling:
         assert model.guide is not None
         key["guide"] = model.guide.sha256
         batch = a.batch or max(4, batch // options.candidates)
+    elif not options.want:
+        batch = a.batch or max(4, batch // options.balance)
     return Sampling(model, options, plan, atoms, batch, device, key)
 
 
@@ -210,7 +214,7 @@ def train(a: Namespace) -> None:
     from perrin.modalities import find_bundle
     from perrin.modalities.molecule.conditions import with_inputs
     from perrin.modalities.molecule.dataset import size_counts
-    from perrin.modalities.molecule.model import SamplingOptions
+    from perrin.modalities.molecule.model import SamplingOptions, split_weights
     from perrin.modalities.molecule.network import MoleculeConfig, NetworkConfig, build_denoiser
     from perrin.modalities.molecule.properties import TABLE
     from perrin.modalities.molecule.rollouts import RolloutLaw, RolloutTask
@@ -284,7 +288,7 @@ def train(a: Namespace) -> None:
     torch.manual_seed(a.seed)
     denoiser = build_denoiser(config)
     if base is not None and old is not None:
-        weights = {k: v for k, v in base.weights().items() if k != TABLE}
+        weights, _ = split_weights(base.weights())
         widen(denoiser, config, weights, old, source=str(base.path))
     task: MoleculeTask
     if a.rollouts is not None:
@@ -319,6 +323,7 @@ def train(a: Namespace) -> None:
     last = trainer.run()
     if trainer.fabric.global_rank == 0:
         sampling = SamplingOptions(**base.config.get("sampling", {})) if base else SamplingOptions()
+        sampling = dataclasses.replace(sampling, balance=1)  # the bundle's was of other samples
         source = Path(a.data).name if a.data else "QM9"
         card = (
             f"# {out.name}\n\nA molecule model trained on {counted(sum(map(len, buckets)), 'molecules')} of {source}"

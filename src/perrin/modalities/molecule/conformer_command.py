@@ -49,7 +49,7 @@ def conformers(a: Namespace) -> None:
         )
     numbers_in_file = [k for k, fault in enumerate(faulty, 1) if not fault]
     queries = [query for query, fault in zip(queries, faulty, strict=True) if not fault]
-    options = edit_options(model, model.options(steps=a.steps, solver=a.solver), a.steps)
+    options = edit_options(model, model.options(steps=a.steps, solver=a.solver, balance=1), a.steps)
     if not model.config.network.parts:
         print(
             "perrin: note: the model was not trained with graphs given; conformers are slower and worse than they could be",

@@ -240,7 +240,7 @@ def _begin(a: Namespace) -> tuple[Path, MoleculeModel, SamplingOptions, list[Mol
             raise PerrinError(f"{reason} ({where})")
     if missing:
         print(f"added {counted(missing, 'hydrogens')} that {a.file} leaves out", file=sys.stderr)
-    return output, model, model.options(steps=a.steps, solver=a.solver), molecules
+    return output, model, model.options(steps=a.steps, solver=a.solver, balance=1), molecules
 
 
 def _draw(

@@ -9,7 +9,7 @@ agree to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -39,6 +39,8 @@ from perrin.core.grids import logit_normal, logit_normal_share, power
 from perrin.core.guides import classifier_free, evaluations
 from perrin.core.replay import Mode
 from perrin.errors import PerrinError, check_count
+from perrin.modalities.molecule.balance import MOST as MOST_BALANCED
+from perrin.modalities.molecule.balance import PREFIX, Balance
 from perrin.modalities.molecule.candidates import check_guide, choose_state, load_guide
 from perrin.modalities.molecule.fields import decode
 from perrin.modalities.molecule.network import MoleculeConfig, build_denoiser
@@ -80,6 +82,8 @@ class SamplingOptions:
         candidates: of each molecule with wishes; 1 is off. A property network says on the way which are to go on
             (`perrin.core.guides.winnow`).
         guide: the bundle of that network.
+        balance: molecules drawn for each one without wishes, of which one is kept so that all together hold what the data
+            hold (`perrin.modalities.molecule.balance`); 1 is off.
     """
 
     steps: int = 50
@@ -97,6 +101,7 @@ class SamplingOptions:
     guidance_scale: float = 1.0
     candidates: int = 1
     guide: str = ""
+    balance: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "want", tuple((n, a, b) for n, a, b in self.want))  # JSON has lists
@@ -104,6 +109,10 @@ class SamplingOptions:
             raise PerrinError(f"expected a guidance scale of at least 0, given {self.guidance_scale}")
         if not 1 <= self.candidates <= MOST:
             raise PerrinError(f"expected 1 to {MOST} candidates, given {self.candidates}")
+        if not 1 <= self.balance <= MOST_BALANCED:
+            raise PerrinError(
+                f"expected 1 to {MOST_BALANCED} molecules to draw for one, given a balance of {self.balance}"
+            )
         if self.steps < 1:
             raise PerrinError(f"expected at least 1 step, given {self.steps}")
         if self.solver not in SOLVERS:
@@ -135,7 +144,9 @@ class SamplingOptions:
 
     def evaluations(self, plan: Plan) -> int:
         """Network evaluations for each molecule."""
-        return evaluations(plan, self.cuts) if self.want and self.candidates > 1 else plan.nfe
+        if self.want:
+            return evaluations(plan, self.cuts) if self.candidates > 1 else plan.nfe
+        return self.balance * plan.nfe
 
     def share(self, t: float) -> float:
         """The share of the steps from `t = 1` that lie below `t`."""
@@ -145,9 +156,9 @@ class SamplingOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. What came later is left out while it says nothing, so that older readers know all names."""
-        off = {"want": (), "guidance_scale": 1.0, "candidates": 1, "guide": ""}
+        off = {"want": (), "guidance_scale": 1.0, "candidates": 1, "guide": "", "balance": 1}
         idle = [k for k, value in off.items() if getattr(self, k) == value]
-        idle += ["candidates", "guide"] if not self.want else []
+        idle += ["balance"] if self.want else ["candidates", "guide"]
         return {k: v for k, v in asdict(self).items() if k not in idle}
 
 
@@ -195,6 +206,7 @@ class MoleculeModel:
         mode: how the network is run: `eager`, `compile` or `graph`; see `perrin.core.replay`.
         table: molecules that sizes are drawn from, given wishes.
         guide: a property network that chooses among candidates, if `SamplingOptions` ask for some.
+        balance: weights by which one of several is kept, if `SamplingOptions` ask for several.
     """
 
     def __init__(
@@ -209,10 +221,12 @@ class MoleculeModel:
         mode: Mode = "eager",
         table: Table | None = None,
         guide: Predictor | None = None,
+        balance: Balance | None = None,
     ) -> None:
         self.denoiser, self.config, self.sampling = denoiser, config, sampling
         self.name, self.sha256 = name, sha256
         self.precision, self.mode, self.table, self.guide = precision, mode, table, guide
+        self.balance = balance
         self._conditions: dict[Any, Any] = {}  # kept, because a CUDA graph knows them by identity
         self._guides: dict[float, Denoiser] = {}
 
@@ -231,12 +245,15 @@ class MoleculeModel:
             raise PerrinError(
                 f"expected a molecule model's configuration in {bundle.path}, given another: {error}"
             ) from error
-        weights = bundle.weights()
-        table = Table.unpack(weights.pop(TABLE)) if TABLE in weights else None
+        weights, apart = split_weights(bundle.weights())
+        table = Table.unpack(apart[TABLE]) if TABLE in apart else None
+        balance = Balance.unpack(apart) if f"{PREFIX}theta" in apart else None
         load_weights(denoiser, weights, source=str(bundle.path))
         denoiser.eval().requires_grad_(False)
         name, sha256 = bundle.path.name, bundle.sha256
-        return cls(denoiser.to(device), config, sampling, name=name, sha256=sha256, table=table)
+        return cls(
+            denoiser.to(device), config, sampling, name=name, sha256=sha256, table=table, balance=balance
+        )
 
     @property
     def device(self) -> torch.device:
@@ -384,6 +401,8 @@ class MoleculeModel:
         count = len(unit.indices)
         rows = filled(count)
         told = bool(options.want) or wishes is not None
+        if not told:
+            self.check_balance(options, asked=False)
         own = None if wishes is None else wishes[rows].to(self.device)
         seeds = sample_seeds(seed, torch.tensor(unit.indices)[rows]).to(self.device)
         mask = Padded.from_sizes(torch.tensor(unit.atoms)[rows], unit.width).mask.to(self.device)
@@ -403,10 +422,24 @@ class MoleculeModel:
                 mask,
                 setting,
                 wishes=self.wished(options.want, len(mask)) if own is None else own,
+                balance=self.balance,
                 self_condition=options.self_condition and self.config.network.self_condition,
                 mode=self.mode,
             )
         return {k: v[:count] for k, v in state.items()}, mask[:count]
+
+    def check_balance(self, options: SamplingOptions, *, asked: bool) -> None:
+        """Raise a `PerrinError` if there is to be a balance and the bundle has none, or if one was `asked` for where wishes
+        choose."""
+        if asked and options.want:
+            raise PerrinError(
+                "expected --balance without --want, given both: with wishes, --candidates chooses; leave one out"
+            )
+        if options.balance > 1 and not options.want and self.balance is None:
+            raise PerrinError(
+                f"expected a bundle with a balance to draw {options.balance} molecules for one, given "
+                f"{self.name or 'one without'}, which has none: leave out --balance"
+            )
 
     def take_guide(self, options: SamplingOptions) -> None:
         """Load the property network that options name, where there are wishes and none is loaded.
@@ -447,6 +480,7 @@ class MoleculeModel:
         out: list[Molecule | None] = [None] * check_count(n, "n")
         check_count(batch, "batch")
         chosen = self.options(**options, want=wanted(self.wishes(want)) or None)
+        self.check_balance(chosen, asked=options.get("balance") is not None)
         if chosen.candidates > 1:
             self.take_guide(chosen)
         sizes = self.sizes(seed, n, atoms, chosen.want)
@@ -470,6 +504,12 @@ def wanted(wishes: Sequence[Wish]) -> tuple[tuple[str, float | None, float | Non
     return tuple(
         (w.name, None if math.isinf(w.low) else w.low, None if math.isinf(w.high) else w.high) for w in wishes
     )
+
+
+def split_weights(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A bundle's tensors: the network's weights, and what else is among them (`Table`, `Balance`)."""
+    apart = {k: v for k, v in tensors.items() if k == TABLE or k.startswith(PREFIX)}
+    return {k: v for k, v in tensors.items() if k not in apart}, apart
 
 
 def tempered(process: Composite, temperature: float, below: float) -> Composite:

@@ -27,7 +27,7 @@ was wished for (hindsight: Andrychowicz et al. 2017, arXiv:1707.01495), drawn as
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -38,9 +38,10 @@ from torch import Tensor
 from perrin.core import DenoisingLoss, GeneratorNoise, Layouts, NetworkDenoiser, State, sample
 from perrin.core.replay import GraphedDenoiser
 from perrin.errors import PerrinError
+from perrin.modalities.molecule.balance import common_surroundings, features, tilted
 from perrin.modalities.molecule.dataset import Bucket
-from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, Vocabulary, layouts_for
-from perrin.modalities.molecule.metrics.tensors import contents, environments, sound
+from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, layouts_for
+from perrin.modalities.molecule.metrics.tensors import sound
 from perrin.modalities.molecule.model import SamplingOptions, tempered
 from perrin.modalities.molecule.network import MoleculeConfig
 from perrin.modalities.molecule.parts import FLAGS, corrected, pairs
@@ -51,8 +52,6 @@ _SHARE = 0.7548776662466927
 """Spreads the steps that learn from paths evenly, and not in step with those of self-conditioning."""
 _POLISH: dict[str, Any] = {"start": 0.06, "steps": 6}
 """From there on, a molecule gets its geometry, and keeps its graph (in 99 of 100)."""
-_COMMON = 0.02
-"""Surroundings of atoms that are in so many molecules of the data are counted."""
 _PARTS = ("x_0", "x_t", "previous")
 """Of a record: what came out, what the network saw, and its estimate before."""
 
@@ -255,8 +254,8 @@ class RolloutTask(MoleculeTask):
         if number not in self._data:
             bucket = self.buckets[number]
             index = torch.arange(len(bucket), device=bucket.mask.device).split(2048)
-            common = _common((bucket.take(part) for part in index), self.vocabulary)
-            every = [_features(*bucket.take(part), self.vocabulary, common) for part in index]
+            common = common_surroundings((bucket.take(part) for part in index), self.vocabulary)
+            every = [features(*bucket.take(part), self.vocabulary, common) for part in index]
             self._data[number] = common, torch.cat(every).mean(0)
         return self._data[number]
 
@@ -269,7 +268,7 @@ class RolloutTask(MoleculeTask):
         common, mean = self._wanted(number)
         state = {k: held[f"x_0.{k}"] for k in (TYPES, CHARGES, BONDS)}
         found = [
-            _features({k: v[r].long() for k, v in state.items()}, held["mask"][r], self.vocabulary, common)
+            features({k: v[r].long() for k, v in state.items()}, held["mask"][r], self.vocabulary, common)
             for r in torch.arange(len(held["t"]), device=held["t"].device).split(2048)
         ]
         every = torch.cat(found)
@@ -358,60 +357,6 @@ class RolloutTask(MoleculeTask):
             for x, t, previous in recorder.seen
         ]
         return rows, good
-
-
-def _common(parts: Iterable[tuple[State, Tensor]], vocabulary: Vocabulary) -> Tensor:
-    """The surroundings of atoms that a share of at least `_COMMON` of the molecules has, sorted."""
-    found, total = [], 0
-    for state, mask in parts:
-        total += len(mask)
-        labels = environments(state, mask, vocabulary).flatten(1).sort(1).values
-        first = torch.ones_like(labels, dtype=torch.bool)
-        first[:, 1:] = labels[:, 1:] != labels[:, :-1]
-        found.append(labels[first & (labels != 0)])  # each once of each molecule
-    labels, counts = torch.cat(found).unique(return_counts=True)
-    return labels[counts >= _COMMON * total]
-
-
-def _features(state: State, mask: Tensor, vocabulary: Vocabulary, common: Tensor) -> Tensor:
-    """Contents, and how many atoms have each of the common surroundings, `[B, F]`."""
-    counts = contents(state, mask, vocabulary)
-    if not len(common):
-        return counts
-    labels = environments(state, mask, vocabulary).flatten(1)
-    place = torch.searchsorted(common, labels).clamp(max=len(common) - 1)
-    hits = (common[place] == labels).float()
-    return torch.cat(
-        [counts, torch.zeros(len(mask), len(common), device=mask.device).scatter_add(1, place, hits)], dim=1
-    )
-
-
-def tilted(found: Tensor, wanted: Tensor, *, ridge: float = 0.03, most: float = 10.0) -> Tensor:
-    """Weights of rows, mean 1, with which their mean is the wanted one: of all such the nearest to equal weights.
-
-    They are `exp(θ · f)`; θ minimises the convex `ln mean exp(θ · (f − wanted)) + ridge |θ|²/2` (features in standard
-    units), which Newton's method finds. Where the wanted mean cannot be had, or only by few rows, they come as near as
-    `ridge` and `most` let them.
-
-    Arguments:
-        found: features, `[M, F]`.
-        wanted: their wanted mean, `[F]`.
-        most: the largest weight, in units of the mean.
-    """
-    if len(found) < 2:
-        return torch.ones(len(found), device=found.device)
-    x = found.double()
-    x = (x - wanted.double()) / x.std(0).clamp(min=1e-6) * (x.std(0) > 1e-6)
-    theta = x.new_zeros(x.shape[1])
-    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    for _ in range(30):
-        p = torch.softmax(x @ theta, 0)
-        mean = p @ x
-        spread = (x * p[:, None]).T @ x - mean[:, None] * mean
-        step = torch.linalg.solve(spread + ridge * eye, mean + ridge * theta)
-        theta = theta - step / torch.clamp(step.norm(), min=1.0)  # no step longer than 1
-    weights = torch.softmax(x @ theta, 0) * len(x)
-    return (weights.clamp(max=most) / weights.clamp(max=most).mean()).float()
 
 
 class _Recorder:
