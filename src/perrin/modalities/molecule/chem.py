@@ -118,6 +118,9 @@ def with_stereo(mol: Chem.Mol) -> Chem.Mol:
         Chem.AssignStereochemistryFrom3D(mol)
     else:
         Chem.AssignChiralTypesFromBondDirs(mol)
+        for bond in mol.GetBonds():
+            if bond.GetBondDir() in (Chem.BondDir.BEGINWEDGE, Chem.BondDir.BEGINDASH):
+                bond.SetBondDir(Chem.BondDir.NONE)  # said by the atoms now
         Chem.DetectBondStereochemistry(mol)
         Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
     return mol

@@ -90,12 +90,18 @@ def sdf_records(molecules: Iterable[Molecule]) -> Iterator[str]:
     """The text of an SDF, one molecule after another."""
     from rdkit import Chem, rdBase
 
-    from perrin.modalities.molecule.chem import to_rdkit
+    from perrin.modalities.molecule.chem import to_rdkit, with_stereo
 
     for molecule in molecules:
         with rdBase.BlockLogs():
             mol = to_rdkit(replace(molecule, name=" ".join(molecule.name.split())[:80]))
             mol.UpdatePropertyCache(strict=False)
+            if molecule.flat:  # or RDKit writes that double bonds may be either way
+                Chem.FastFindRings(mol)
+                for bond, known in zip(mol.GetBonds(), with_stereo(mol).GetBonds(), strict=True):
+                    if len(ends := list(known.GetStereoAtoms())) == 2:
+                        bond.SetStereoAtoms(*ends)
+                        bond.SetStereo(known.GetStereo())
             lines = [Chem.MolToMolBlock(mol, includeStereo=False, kekulize=False)]
         for key, value in molecule.properties.items():
             text = " ".join(str(value).split()) or " "

@@ -74,9 +74,7 @@ class Kept:
         )
 
 
-def with_hydrogens(
-    molecule: Molecule, stated: Iterable[tuple[int, int]] = ()
-) -> tuple[Molecule, int]:
+def with_hydrogens(molecule: Molecule, stated: Iterable[tuple[int, int]] = ()) -> tuple[Molecule, int]:
     """The molecule with the hydrogens that its valences lack, placed by RDKit behind the other atoms, and their number.
 
     Arguments:
@@ -109,7 +107,9 @@ def with_hydrogens(
             sane = with_stereo(sane)
         full = Chem.AddHs(sane, addCoords=True)
         if molecule.flat:
-            Chem.WedgeMolBonds(full, full.GetConformer())  # with four neighbours, other bonds may have to be wedges
+            Chem.WedgeMolBonds(
+                full, full.GetConformer()
+            )  # with four neighbours, other bonds may have to be wedges
     missing = full.GetNumAtoms() - len(molecule)
     if not missing:
         return molecule, 0
@@ -118,6 +118,10 @@ def with_hydrogens(
     new = added.bonds[(added.bonds[:, :2] >= len(molecule)).any(axis=1)]  # old bonds keep their Kekulé form
     positions = np.concatenate((molecule.positions, added.positions[len(molecule) :]))
     whole = replace(added, bonds=np.concatenate((molecule.bonds, new)), positions=positions)
+    if molecule.wedges is not None and added.wedges is not None:  # what is left open stays open
+        solid = (int(Chem.BondDir.BEGINWEDGE), int(Chem.BondDir.BEGINDASH))
+        old = [w for w in molecule.wedges if w[2] not in solid]
+        whole = replace(whole, wedges=(*(w for w in added.wedges if w[2] in solid), *old))
     return replace(whole, name=molecule.name, properties=molecule.properties), missing
 
 
