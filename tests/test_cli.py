@@ -476,7 +476,10 @@ def test_doctor_finds_what_is_missing(
 
     monkeypatch.setattr(MoleculeModality, "requirements", lambda self: ("rdkit", "no_such_package"))
     assert main(["doctor"]) == 2
-    assert "missing no_such_package; pip install 'perrin[molecule]'" in capsys.readouterr().out
+    assert (
+        "missing no_such_package; install the extra molecule: pip install 'perrin[molecule]', or '.[molecule]' in a clone"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,11 @@ def check_counts(**values: int | None) -> None:
             check_count(value, "-n" if name == "n" else "--" + name.replace("_", "-"))
 
 
+def install(extra: str) -> str:
+    """How to install an extra of this package, from an index or in a clone."""
+    return f"install the extra {extra}: pip install 'perrin[{extra}]', or '.[{extra}]' in a clone"
+
+
 def counted(number: int, things: str) -> str:
     """`1 molecule`, `2 molecules`, of a regular plural."""
     one = things.removesuffix("ies") + "y" if things.endswith("ies") else things.removesuffix("s")

@@ -13,14 +13,14 @@ import torch
 pytest.importorskip("rdkit")
 
 from rdkit import Chem
-from rdkit.Chem import rdDistGeom
+from rdkit.Chem import rdDepictor, rdDistGeom
 from test_network import SMALL
 
 import perrin
 from perrin.bundle import write_bundle
 from perrin.cli import main
 from perrin.modalities.molecule.chem import add_geometry, isomeric_smiles, sanitize, to_rdkit
-from perrin.modalities.molecule.conformers import ConformerSampler, Query, is_broken, read_queries
+from perrin.modalities.molecule.conformers import ConformerSampler, Query, each_query, is_broken, read_queries
 from perrin.modalities.molecule.edit import ATTEMPT, Editor
 from perrin.modalities.molecule.fields import Vocabulary
 from perrin.modalities.molecule.files import read_sdf, write_sdf
@@ -213,7 +213,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("name", "text", "message"),
     [
         ("a.smi", "CC(\n", "line 1 of"),
-        ("a.smi", "CCO\nC.C\n", "in 2 pieces: split it (line 2 of"),
+        ("a.smi", "C.C\n", "in 2 pieces: split it (line 1 of"),
+        ("a.smi", "CC(\nC.C\n", "line 1 of"),
         ("a.smi", "CCBr\n", "atomic numbers"),
         ("a.smi", "CCCCCCCCCCCCCC\n", "at most 29 atoms"),
         ("a.smi", "", "empty file"),
@@ -261,3 +262,31 @@ def test_a_molecule_that_the_model_does_not_know_is_left_out(
     assert "warning: left out 1 of 3 molecules" in said
     assert "(number 2)" in said
     assert [m.properties["molecule"] for m in read_sdf(out)] == [1, 3]
+
+
+def test_what_cannot_be_read_is_left_out_and_the_rest_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.smi").write_text("CC( a\nCCO b\nC.C c\nnonsense d\nC1CC e\nC(C)(C)(C)(C)C f\nCC=O g\n")
+    out = tmp_path / "c.sdf"
+    assert main(["conformers", str(tmp_path / "a.smi"), "-n", "1", "-o", str(out), "--device", "cpu"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(said) == 4
+    assert all(f"(line {k} of" in line for k, line in zip((1, 3, 4), said, strict=False))
+    assert "left out 2 more of the 7 entries" in said[3]
+    assert [m.properties["molecule"] for m in read_sdf(out)] == [2, 7]
+    assert json.loads((tmp_path / "c.sdf.run.json").read_text())["result"]["left_out"] == [1, 3, 4, 5, 6]
+
+
+def test_records_that_cannot_be_read_and_drawings(tmp_path: Path) -> None:
+    """An entry of an SDF is left out like one of a SMILES file; wedges are the stereochemistry of a drawing."""
+    mol = Chem.MolFromSmiles("C[C@H](O)F")
+    rdDepictor.Compute2DCoords(mol)
+    write_sdf(tmp_path / "b.sdf", [add_geometry("CCO")])
+    text = (tmp_path / "b.sdf").read_text()
+    (tmp_path / "a.sdf").write_text(f"a\n\n\ngarbage\n$$$$\n{Chem.MolToMolBlock(mol)}$$$$\n{text}")
+    wrong, drawn, solid = each_query(tmp_path / "a.sdf")
+    assert "record 1 of" in str(wrong)
+    assert isinstance(drawn, Query)
+    assert isinstance(solid, Query)
+    assert Chem.MolToSmiles(Chem.RemoveHs(drawn.template)) == canonical("C[C@H](O)F")

@@ -16,13 +16,15 @@ import pytest
 pytest.importorskip("rdkit")
 
 from rdkit import Chem, DataStructs
-from rdkit.Chem import rdFingerprintGenerator
+from rdkit.Chem import rdDepictor, rdFingerprintGenerator
+from rdkit.Chem import rdDistGeom as geometry
 from rdkit.SimDivFilters import rdSimDivPickers
 
 from perrin.cli import main
 from perrin.errors import PerrinError
 from perrin.modalities import Modality
 from perrin.modalities.molecule.chem import add_geometry
+from perrin.modalities.molecule.conformers import Query
 from perrin.modalities.molecule.files import read_molecules, write_sdf
 from perrin.modalities.molecule.ranking import (
     Key,
@@ -396,6 +398,147 @@ def test_hydrogens_that_a_file_leaves_out_are_added(
     ranked = rank([radical])
     assert ranked.added == (0, 0)
     assert ranked.molecules[0].properties["MW"] == pytest.approx(46.069 - 1.008, abs=1e-3)
+
+
+def without_hydrogens_on_carbon(mol: Chem.Mol) -> Chem.Mol:
+    """As docking programs write molecules."""
+    out = Chem.RWMol(mol)
+    Chem.Kekulize(out, clearAromaticFlags=True)
+    for atom in list(mol.GetAtoms())[::-1]:
+        if atom.GetAtomicNum() == 1 and atom.GetNeighbors()[0].GetAtomicNum() == 6:
+            out.RemoveAtom(atom.GetIdx())
+    return out.GetMol()
+
+
+def test_polar_hydrogens_alone_leave_the_others_out(
+    tmp_path: Path, molecules: list[Molecule], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file with hydrogens on N and O only is of the same molecules, and is predicted in one go."""
+    write_sdf(tmp_path / "h.sdf", [replace(m, properties={}) for m in molecules])
+    with Chem.SDWriter(str(tmp_path / "polar.sdf")) as writer:
+        for mol in Chem.SDMolSupplier(str(tmp_path / "h.sdf"), removeHs=False):
+            writer.write(without_hydrogens_on_carbon(mol))
+    polar = read_molecules(tmp_path / "polar.sdf")
+    assert sum((m.numbers == 1).any() for m in polar) == 5  # aldehyde, cyclohexane and isobutane have none
+    whole, found = (rank(ms).molecules for ms in (molecules, polar))
+    for m, other in zip(whole, found, strict=True):
+        assert {k: v for k, v in m.properties.items() if k != "index"} == other.properties
+        assert sorted(m.numbers.tolist()) == sorted(other.numbers.tolist())
+    assert main(["view", str(tmp_path / "polar.sdf"), "-o", str(tmp_path / "a.html")]) == 0
+    assert "warning: 8 of 8 molecules" in capsys.readouterr().err
+    out = tmp_path / "r.sdf"
+    assert main(["rank", str(tmp_path / "polar.sdf"), "--predict", "-o", str(out), "--workers", "1"]) == 0
+    assert main(["rank", str(out), "--predict", "-o", str(tmp_path / "twice.sdf"), "--workers", "1"]) == 0
+    once, twice = read_molecules(out), read_molecules(tmp_path / "twice.sdf")
+    pairs = [
+        (a.properties["predicted_gap_Ha"], b.properties["predicted_gap_Ha"])
+        for a, b in zip(once, twice, strict=True)
+        if len(a) > 8 and len(a) < 22
+    ]
+    assert len(pairs) >= 6
+    for gap, again in pairs:  # coordinates of the file have four decimals
+        assert gap == pytest.approx(again, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "weight"),
+    [
+        ("C[CH2]", 29.062),  # ethyl
+        ("OC[CH]C", 59.088),
+        ("CC(C)(C)N([O])C(C)(C)C", 144.238),  # di-tert-butyl nitroxide
+    ],
+)
+@pytest.mark.parametrize("written", ["none", "polar"])
+def test_what_a_file_calls_a_radical_stays_one(
+    smiles: str, weight: float, written: str, tmp_path: Path
+) -> None:
+    """`M  RAD` or a valence in the atom block (weights are the radicals' own)."""
+    full = Chem.AddHs(mol(smiles))
+    geometry.EmbedMolecule(full, randomSeed=1)
+    short = without_hydrogens_on_carbon(full) if written == "polar" else Chem.RemoveHs(full)
+    block = Chem.MolToMolBlock(short)
+    radicals = [line for line in block.splitlines() if line.startswith("M  RAD")]
+    assert len(radicals) == 1
+    (tmp_path / "a.sdf").write_text(block + "$$$$\n")
+    (found,) = rank(read_molecules(tmp_path / "a.sdf")).molecules
+    assert found.properties["MW"] == pytest.approx(weight, abs=0.002)
+    write_sdf(tmp_path / "b.sdf", [found])
+    (again,) = rank(read_molecules(tmp_path / "b.sdf")).molecules
+    assert again.properties["MW"] == pytest.approx(weight, abs=0.002)
+
+
+# flat drawings
+
+
+DRAWN = ["C[C@H](O)/C=C/F", "C[C@@H](N)C(=O)O", "F/C=C\\C(C)C", "C[C@]1(O)CC[C@@H](Cl)C1", "FC=CC", ASPIRIN]
+
+
+def drawing(smiles: str, hydrogens: bool = False) -> str:
+    molecule = Chem.AddHs(mol(smiles)) if hydrogens else mol(smiles)
+    rdDepictor.Compute2DCoords(molecule)
+    return Chem.MolToMolBlock(molecule) + "$$$$\n"
+
+
+@pytest.mark.parametrize("hydrogens", [False, True])
+def test_flat_drawings_rank_by_what_needs_no_geometry(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hydrogens: bool
+) -> None:
+    """Descriptors are those of the SMILES, and wedges survive, here and in the file that is written."""
+    (tmp_path / "a.sdf").write_text("".join(drawing(s, hydrogens) for s in DRAWN))
+    (tmp_path / "known.smi").write_text(f"{ASPIRIN}\n")
+    out = tmp_path / "r.sdf"
+    words = ["--by", "index", "--diverse", "6", "--reference", str(tmp_path / "known.smi"), "--workers", "1"]
+    text = (tmp_path / "a.sdf").read_text().split("$$$$\n")[:-1]
+    (tmp_path / "a.sdf").write_text(
+        "".join(f"{block}> <index>\n{-i}\n\n$$$$\n" for i, block in enumerate(text))
+    )
+    assert main(["rank", str(tmp_path / "a.sdf"), *words, "-o", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("flat coordinates") == 1
+    assert "6 of 6 molecules" in said
+    assert "perrin conformers" in said
+    found = read_molecules(out, flat=True)
+    for smiles, m in zip(DRAWN, found, strict=True):
+        assert m.flat
+        assert Chem.CanonSmiles(m.properties["smiles"]) == Chem.CanonSmiles(smiles)
+        assert m.properties["QED"] == pytest.approx(descriptors(mol(smiles))["QED"])
+        assert m.properties["known"] == (smiles == ASPIRIN)
+        assert Chem.MolToSmiles(Query.from_molecule(m).template) == Chem.MolToSmiles(Chem.AddHs(mol(smiles)))
+    for smiles, theirs in zip(DRAWN, Chem.SDMolSupplier(str(out)), strict=True):
+        assert Chem.MolToSmiles(theirs) == Chem.CanonSmiles(smiles)
+    again = [m.properties["smiles"] for m in rank(found, RankOptions(by="index")).molecules]
+    assert again == [m.properties["smiles"] for m in found]
+
+
+def test_what_needs_a_geometry_is_refused_where_no_molecule_has_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], molecules: list[Molecule]
+) -> None:
+    (tmp_path / "a.sdf").write_text(drawing("CCCCO") + drawing("c1ccccc1O"))
+    out = tmp_path / "r.sdf"
+    start = ["rank", str(tmp_path / "a.sdf"), "--workers", "1", "-o", str(out)]
+    for words, what in (
+        (["--by", "xtb_gap"], "xtb_gap"),
+        (["--where", "xtb_strain<3"], "xtb_strain"),
+        (["--xtb"], "GFN2-xTB"),
+        (["--predict"], "predictions"),
+        (["--by", "predicted_mu"], "predicted_mu_D"),
+    ):
+        assert main([*start, *words]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"expected 3D coordinates for {what}, given flat ones in every molecule" in said
+        assert not out.exists()
+    write_sdf(tmp_path / "b.sdf", [replace(m, properties={}) for m in molecules])
+    with open(tmp_path / "a.sdf", "a") as file:
+        file.write((tmp_path / "b.sdf").read_text())
+    assert main([*start, "--predict"]) == 0  # phenol is in both, and is a duplicate
+    assert "2 of 10 molecules" in capsys.readouterr().err
+    found = {
+        m.flat: m.properties for m in read_molecules(out, flat=True) if m.properties["smiles"] == "Oc1ccccc1"
+    }
+    assert "predicted_mu_D" in found[False]
+    assert "predicted_mu_D" not in found[True]
+    assert found[False]["duplicate"] + found[True]["duplicate"] == 1
 
 
 def test_files(tmp_path: Path, sdf: Path, capsys: pytest.CaptureFixture[str]) -> None:

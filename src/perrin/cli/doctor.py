@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.modalities import modalities
 
 Finding = tuple[str, str, str]
@@ -212,7 +212,7 @@ def _slurm() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     for name, modality in modalities().items():
         missing = [p for p in modality.requirements() if importlib.util.find_spec(p) is None]
-        remedy = f"missing {', '.join(missing)}; pip install 'perrin[{name}]'"
+        remedy = f"missing {', '.join(missing)}; {install(name)}"
         yield "fails" if missing else "ok", name, remedy if missing else "packages are there"
         for bundle in modality.bundles():
             yield _bundle(f"{name}/{bundle}")

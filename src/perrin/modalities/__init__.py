@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 
 if TYPE_CHECKING:
     from perrin.bundle import Bundle
@@ -178,9 +178,7 @@ def modality(name: str) -> Modality:
     try:
         found = points[name].load()
     except ImportError as error:
-        raise PerrinError(
-            f"modality {name!r} cannot be imported ({error}): pip install 'perrin[{name}]'"
-        ) from error
+        raise PerrinError(f"modality {name!r} cannot be imported ({error}): {install(name)}") from error
     assert isinstance(found, Modality)
     return found
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.run.atomic import write_text
 from perrin.run.shards import Shard, ShardedJob
 
@@ -140,9 +140,7 @@ class StoreShards(ShardedJob):
         try:
             import zarr
         except ImportError as error:
-            raise PerrinError(
-                "expected the package zarr, found none: pip install 'perrin[weather]'"
-            ) from error
+            raise PerrinError(f"expected the package zarr, found none: {install('weather')}") from error
         group = zarr.open_group(path, mode=mode, use_consolidated=False)
         return {name: group[name] for name in self.variables}
 

@@ -41,10 +41,15 @@ def to_rdkit(molecule: Molecule) -> Chem.Mol:
         )
     mol = graph(molecule.numbers, molecule.bonds, molecule.charges, implicit=False)
     conformer = Chem.Conformer(len(molecule))
-    conformer.Set3D(True)
+    conformer.Set3D(not molecule.flat)
     for i, (x, y, z) in enumerate(np.asarray(molecule.positions, dtype=np.float64).tolist()):
         conformer.SetAtomPosition(i, Point3D(x, y, z))
     mol.AddConformer(conformer, assignId=True)
+    for i, j, direction in molecule.wedges or ():
+        kind = mol.GetBondBetweenAtoms(i, j).GetBondType()
+        mol.RemoveBond(i, j)
+        mol.AddBond(i, j, kind)  # a wedge is narrow where its bond begins
+        mol.GetBondBetweenAtoms(i, j).SetBondDir(Chem.BondDir.values[direction])
     if molecule.name:
         mol.SetProp("_Name", molecule.name)
     return mol
@@ -98,18 +103,35 @@ def canonical_smiles(mol: Chem.Mol) -> str | None:
 
 
 def isomeric_smiles(mol: Chem.Mol) -> str | None:
-    """Canonical SMILES of a sanitised molecule with the stereochemistry that its geometry shows."""
-    mol = Chem.Mol(mol)
+    """Canonical SMILES of a sanitised molecule with the stereochemistry that its geometry or its drawing shows."""
     with rdBase.BlockLogs():
         try:
-            Chem.AssignStereochemistryFrom3D(mol)
-            return Chem.MolToSmiles(Chem.RemoveHs(mol))
+            return Chem.MolToSmiles(Chem.RemoveHs(with_stereo(mol)))
         except (ValueError, RuntimeError):
             return None
 
 
-def from_rdkit(mol: Chem.Mol) -> Molecule:
+def with_stereo(mol: Chem.Mol) -> Chem.Mol:
+    """A copy of a sanitised molecule with the stereochemistry of its conformer: of a flat one, wedges and double bonds."""
+    mol = Chem.Mol(mol)
+    if mol.GetConformer().Is3D():
+        Chem.AssignStereochemistryFrom3D(mol)
+    else:
+        Chem.AssignChiralTypesFromBondDirs(mol)
+        for bond in mol.GetBonds():
+            if bond.GetBondDir() in (Chem.BondDir.BEGINWEDGE, Chem.BondDir.BEGINDASH):
+                bond.SetBondDir(Chem.BondDir.NONE)  # said by the atoms now
+        Chem.DetectBondStereochemistry(mol)
+        Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
+    return mol
+
+
+def from_rdkit(mol: Chem.Mol, *, flat: bool = False) -> Molecule:
     """The molecule's atoms as they are: hydrogens that are implicit in `mol` stay out (call `Chem.AddHs` first).
+
+    Arguments:
+        mol: with a conformer.
+        flat: whether a drawing will do; its wedges are kept.
 
     Raises:
         PerrinError: there is no 3D conformer, the aromatic bonds have no Kekulé structure, an atom is a dummy, or a
@@ -117,7 +139,8 @@ def from_rdkit(mol: Chem.Mol) -> Molecule:
     """
     name = mol.GetProp("_Name") if mol.HasProp("_Name") else ""
     label = f"molecule {name!r}" if name else "the molecule"
-    if mol.GetNumConformers() == 0 or (mol.GetNumAtoms() > 1 and not mol.GetConformer().Is3D()):
+    drawn = mol.GetNumConformers() > 0 and mol.GetNumAtoms() > 1 and not mol.GetConformer().Is3D()
+    if mol.GetNumConformers() == 0 or (drawn and not flat):
         raise PerrinError(f"expected 3D coordinates, given none in {label}: give a 3D file, or SMILES")
     edges = [
         mol.GetBondWithIdx(k) for k in range(mol.GetNumBonds())
@@ -147,7 +170,25 @@ def from_rdkit(mol: Chem.Mol) -> Molecule:
         bonds=np.array(sorted(bonds), dtype=np.int64).reshape(-1, 3),
         charges=np.array([atom.GetFormalCharge() for atom in atoms], dtype=np.int64),
         name=name,
+        wedges=_wedges(edges) if drawn else None,
     )
+
+
+def _wedges(edges: list[Chem.Bond]) -> tuple[tuple[int, int, int], ...]:
+    told = (Chem.BondDir.BEGINWEDGE, Chem.BondDir.BEGINDASH, Chem.BondDir.EITHERDOUBLE, Chem.BondDir.UNKNOWN)
+    return tuple(
+        (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), int(bond.GetBondDir()))
+        for bond in edges
+        if bond.GetBondDir() in told
+    )
+
+
+def stated_hydrogens(mol: Chem.Mol) -> tuple[tuple[int, int], ...]:
+    """Of a molecule as it was read from a mol block: `Molecule.stated`."""
+    told = [a for a in mol.GetAtoms() if a.GetNoImplicit() or a.GetNumRadicalElectrons()]
+    for atom in told:
+        atom.UpdatePropertyCache(strict=False)
+    return tuple((atom.GetIdx(), atom.GetTotalNumHs()) for atom in told)
 
 
 def _kekulized(mol: Chem.Mol, label: str) -> Chem.Mol:

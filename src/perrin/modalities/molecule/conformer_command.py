@@ -18,13 +18,16 @@ from perrin.modalities.molecule.edit_commands import DEFAULT_MODEL, _draw, _fing
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.device import choose_device
 
+SHOWN = 3
+"""Entries that cannot be read and are named, one line each."""
+
 KCAL = 627.5094740631
 """kcal/mol in one hartree."""
 
 
 def conformers(a: Namespace) -> None:
     """Draw until every molecule has N conformers that nothing is wrong with, at most `--tries` times each."""
-    from perrin.modalities.molecule.conformers import ConformerSampler, read_queries, unfit
+    from perrin.modalities.molecule.conformers import ConformerSampler, each_query, unfit
     from perrin.modalities.molecule.edit import ATTEMPT, edit_options
     from perrin.modalities.molecule.model import load_model
     from perrin.run.partial import PartialStore
@@ -36,19 +39,28 @@ def conformers(a: Namespace) -> None:
         from perrin.modalities.molecule.metrics.packages import require
 
         require("tblite", "GFN2-xTB")
-    queries = read_queries(a.file)
+    entries = each_query(a.file)
+    bad = [entry for entry in entries if isinstance(entry, PerrinError)]
+    if len(bad) == len(entries):
+        raise bad[0]
     model = load_model(a.model or DEFAULT_MODEL, device=choose_device(a.device))
-    faulty = [unfit(query.molecule, model.config.vocabulary) for query in queries]
-    if all(faulty):
-        raise PerrinError(faulty[0])
-    places = [k for k, fault in enumerate(faulty, 1) if fault]
+    read = {k: entry for k, entry in enumerate(entries, 1) if not isinstance(entry, PerrinError)}
+    faulty = {k: unfit(query.molecule, model.config.vocabulary) for k, query in read.items()}
+    for error in bad[:SHOWN]:
+        warn(f"left out: {error}")
+    if len(bad) > SHOWN:
+        warn(f"left out {len(bad) - SHOWN} more of the {len(entries)} entries of {a.file}")
+    if all(faulty.values()):
+        raise PerrinError(next(iter(faulty.values())))
+    places = [k for k, fault in faulty.items() if fault]
     if places:
         warn(
-            f"left out {len(places)} of {counted(len(queries), 'molecules')} of {a.file}, which the model cannot express "
-            f"(number {', '.join(map(str, places[:3]))}{', …' if len(places) > 3 else ''}): {faulty[places[0] - 1]}"
+            f"left out {len(places)} of {counted(len(entries), 'molecules')} of {a.file}, which the model cannot express "
+            f"(number {', '.join(map(str, places[:3]))}{', …' if len(places) > 3 else ''}): {faulty[places[0]]}"
         )
-    numbers_in_file = [k for k, fault in enumerate(faulty, 1) if not fault]
-    queries = [query for query, fault in zip(queries, faulty, strict=True) if not fault]
+    numbers_in_file = [k for k, fault in faulty.items() if not fault]
+    queries = [read[k] for k in numbers_in_file]
+    places = [k for k in range(1, len(entries) + 1) if k not in numbers_in_file]
     options = edit_options(model, model.options(steps=a.steps, solver=a.solver, balance=1), a.steps)
     if not model.config.network.parts:
         print(

@@ -14,7 +14,7 @@ the covalent radii, or atoms that are not bonded and closer than that sum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from perrin.core import CounterNoise, Plan, sample, sample_seeds
 from perrin.core.guides import Given, Shown
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.chem import from_rdkit, sanitize, to_rdkit
+from perrin.modalities.molecule.chem import from_rdkit, sanitize, to_rdkit, with_stereo
 from perrin.modalities.molecule.edit import ATTEMPT, Travel
 from perrin.modalities.molecule.fields import (
     BOND_ORDERS,
@@ -40,11 +40,12 @@ from perrin.modalities.molecule.fields import (
     layouts_for,
     unsupported,
 )
-from perrin.modalities.molecule.files import read_sdf, smiles_entries
+from perrin.modalities.molecule.files import each_record, smiles_entries
 from perrin.modalities.molecule.kept import with_hydrogens
 from perrin.modalities.molecule.model import MoleculeModel, SamplingOptions, Unit, filled, make_units
 from perrin.modalities.molecule.parts import everything
 from perrin.modalities.molecule.structure import Molecule
+from perrin.modalities.molecule.textfile import kind
 
 LONG, LONG_MULTIPLE, SHORT = 1.3, 1.15, 0.7
 """Bond lengths, over sums of covalent radii."""
@@ -79,7 +80,7 @@ class Query:
 
     @classmethod
     def from_molecule(cls, molecule: Molecule) -> Query:
-        """Stereochemistry as the geometry shows it.
+        """Stereochemistry as the geometry shows it, or the wedges of a drawing.
 
         Raises:
             PerrinError: it has no bonds or wrong valences, or is more than one molecule.
@@ -91,7 +92,7 @@ class Query:
                 "expected a molecule with right valences, given one that RDKit rejects: mend it"
             )
         with rdBase.BlockLogs():
-            Chem.AssignStereochemistryFrom3D(mol)
+            mol = with_stereo(mol)
         return cls._of(mol, molecule.name)
 
     @classmethod
@@ -152,25 +153,44 @@ def read_queries(path: str | Path) -> list[Query]:
     Raises:
         PerrinError: the file or an entry cannot be read; the message says which.
     """
-    suffix = Path(path).suffix.lower()
     out = []
+    for query in each_query(path):
+        if isinstance(query, PerrinError):
+            raise query
+        out.append(query)
+    return out
+
+
+def each_query(path: str | Path) -> list[Query | PerrinError]:
+    """Every entry of an SDF, SMILES or CSV file: what is wanted, or what is wrong with it.
+
+    Raises:
+        PerrinError: the file cannot be read, or has no entries.
+    """
+    suffix = kind(path)
+    out: list[Query | PerrinError] = []
     if suffix == ".sdf":
-        for number, molecule in enumerate(read_sdf(path), 1):
-            try:
-                out.append(Query.from_molecule(molecule))
-            except PerrinError as error:
-                raise PerrinError(f"{error} (record {number} of {path})") from error
+        for number, molecule in each_record(path, flat=True):
+            out.append(
+                molecule
+                if isinstance(molecule, PerrinError)
+                else _query(f"record {number} of {path}", Query.from_molecule, molecule)
+            )
     elif suffix in (".smi", ".smiles", ".csv"):
         for number, smiles, name in smiles_entries(path):
-            try:
-                out.append(Query.from_smiles(smiles, name))
-            except PerrinError as error:
-                raise PerrinError(f"{error} (line {number} of {path})") from error
+            out.append(_query(f"line {number} of {path}", Query.from_smiles, smiles, name))
     else:
         raise PerrinError(f"expected a file .sdf, .smi, .smiles or .csv, which says the bonds, given {path}")
     if not out:
         raise PerrinError(f"expected molecules in {path}, found none")
     return out
+
+
+def _query(where: str, make: Callable[..., Query], *given: object) -> Query | PerrinError:
+    try:
+        return make(*given)
+    except PerrinError as error:
+        return PerrinError(f"{error} ({where})")
 
 
 def unfit(molecule: Molecule, vocabulary: Vocabulary) -> str:

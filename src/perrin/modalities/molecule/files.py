@@ -27,19 +27,22 @@ READABLE = ".sdf, .sdf.gz, .xyz, .extxyz, .smi, .smiles, .csv"
 WRITABLE_SUFFIXES = (".sdf", ".xyz", ".extxyz", ".smi", ".smiles")
 
 
-def read_molecules(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
+def read_molecules(
+    path: str | Path, elements: Collection[int] | None = None, *, flat: bool = False
+) -> list[Molecule]:
     """The molecules of a file, by its suffix: SDF, (extended) XYZ, SMILES, or CSV with a column `smiles`.
 
     Arguments:
         path: the file.
         elements: the atomic numbers that are allowed; all, if `None`.
+        flat: whether drawings without a z coordinate are allowed (`Molecule.flat`).
 
     Raises:
         PerrinError: the file is missing, empty, of another kind, or a record in it is wrong (which one is said).
     """
     suffix = kind(path)
     if suffix == ".sdf":
-        return read_sdf(path, elements)
+        return read_sdf(path, elements, flat=flat)
     if suffix in (".xyz", ".extxyz"):
         return read_xyz(path, elements)
     if suffix in (".smi", ".smiles", ".csv"):
@@ -87,12 +90,18 @@ def sdf_records(molecules: Iterable[Molecule]) -> Iterator[str]:
     """The text of an SDF, one molecule after another."""
     from rdkit import Chem, rdBase
 
-    from perrin.modalities.molecule.chem import to_rdkit
+    from perrin.modalities.molecule.chem import to_rdkit, with_stereo
 
     for molecule in molecules:
         with rdBase.BlockLogs():
             mol = to_rdkit(replace(molecule, name=" ".join(molecule.name.split())[:80]))
             mol.UpdatePropertyCache(strict=False)
+            if molecule.flat:  # or RDKit writes that double bonds may be either way
+                Chem.FastFindRings(mol)
+                for bond, known in zip(mol.GetBonds(), with_stereo(mol).GetBonds(), strict=True):
+                    if len(ends := list(known.GetStereoAtoms())) == 2:
+                        bond.SetStereoAtoms(*ends)
+                        bond.SetStereo(known.GetStereo())
             lines = [Chem.MolToMolBlock(mol, includeStereo=False, kekulize=False)]
         for key, value in molecule.properties.items():
             text = " ".join(str(value).split()) or " "
@@ -101,39 +110,58 @@ def sdf_records(molecules: Iterable[Molecule]) -> Iterator[str]:
         yield "".join(lines)
 
 
-def read_sdf(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
+def read_sdf(
+    path: str | Path, elements: Collection[int] | None = None, *, flat: bool = False
+) -> list[Molecule]:
     """The records of an SDF, not sanitised; aromatic bonds (type 4) are kekulized, hydrogens stay as written.
 
     Raises:
         PerrinError: see `read_molecules`.
     """
-    from rdkit import Chem, rdBase
-
-    from perrin.modalities.molecule.chem import from_rdkit
-
     molecules = []
+    for _, molecule in each_record(path, elements, flat=flat):
+        if isinstance(molecule, PerrinError):
+            raise molecule
+        molecules.append(molecule)
+    return _not_empty(molecules, path)
+
+
+def each_record(
+    path: str | Path, elements: Collection[int] | None = None, *, flat: bool = False
+) -> Iterator[tuple[int, Molecule | PerrinError]]:
+    """The number of each record of an SDF, from 1, and what `read_sdf` makes of it or says of it."""
     for number, block, items in _sdf_records(read_text(path)):
         where = f"record {number} of {path}"
-        with rdBase.BlockLogs():
-            try:
-                mol = Chem.MolFromMolBlock(block, sanitize=False, removeHs=False, strictParsing=True)
-            except (ValueError, RuntimeError):
-                mol = None
-        if mol is None and (symbol := _unknown_symbol(block)):
-            raise PerrinError(
-                f"expected chemical elements, given {symbol!r} in {where}: correct or remove it"
-            )
-        if mol is None or mol.GetNumAtoms() == 0:
-            raise PerrinError(
-                f"expected an SDF record (MDL mol block with atoms), given something else in {where}"
-            )
         try:
-            molecule = from_rdkit(mol)
+            molecule = _molecule(block, where, flat=flat)
+            _check(molecule, elements, where)
+            yield number, replace(molecule, properties=items)
         except PerrinError as error:
-            raise PerrinError(f"{error} ({where})") from error
-        _check(molecule, elements, where)
-        molecules.append(replace(molecule, properties=items))
-    return _not_empty(molecules, path)
+            yield number, error
+
+
+def _molecule(block: str, where: str, *, flat: bool) -> Molecule:
+    from rdkit import Chem, rdBase
+
+    from perrin.modalities.molecule.chem import from_rdkit, stated_hydrogens
+
+    with rdBase.BlockLogs():
+        try:
+            mol = Chem.MolFromMolBlock(block, sanitize=False, removeHs=False, strictParsing=True)
+        except (ValueError, RuntimeError):
+            mol = None
+    if mol is None and (symbol := _unknown_symbol(block)):
+        raise PerrinError(f"expected chemical elements, given {symbol!r} in {where}: correct or remove it")
+    if mol is None or mol.GetNumAtoms() == 0:
+        raise PerrinError(
+            f"expected an SDF record (MDL mol block with atoms), given something else in {where}"
+        )
+    if flat:
+        Chem.ReapplyMolBlockWedging(mol)  # which reading takes away
+    try:
+        return replace(from_rdkit(mol, flat=flat), stated=stated_hydrogens(mol))
+    except PerrinError as error:
+        raise PerrinError(f"{error} ({where})") from error
 
 
 def write_xyz(path: str | Path, molecules: Iterable[Molecule]) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from perrin.errors import PerrinError, counted, warn
-from perrin.modalities.molecule.chem import from_rdkit, graph, sanitize, to_rdkit
+from perrin.modalities.molecule.chem import from_rdkit, graph, sanitize, to_rdkit, with_stereo
 from perrin.modalities.molecule.fields import Vocabulary
 from perrin.modalities.molecule.metrics.bonds import VALENCES
 from perrin.modalities.molecule.structure import Molecule
@@ -74,8 +74,12 @@ class Kept:
         )
 
 
-def with_hydrogens(molecule: Molecule) -> tuple[Molecule, int]:
+def with_hydrogens(molecule: Molecule, stated: Iterable[tuple[int, int]] = ()) -> tuple[Molecule, int]:
     """The molecule with the hydrogens that its valences lack, placed by RDKit behind the other atoms, and their number.
+
+    Arguments:
+        molecule: with bonds.
+        stated: pairs (atom, hydrogens to add to it) of those that are not judged by their valence, as `Molecule.stated`.
 
     Raises:
         PerrinError: it has no bonds, or RDKit rejects its valences.
@@ -83,7 +87,15 @@ def with_hydrogens(molecule: Molecule) -> tuple[Molecule, int]:
     to_rdkit(molecule)  # says so where there are no bonds
     assert molecule.bonds is not None
     mol = graph(molecule.numbers, molecule.bonds, molecule.charges, implicit=True)
-    mol.AddConformer(to_rdkit(molecule).GetConformer(), assignId=True)
+    if molecule.flat:
+        mol = to_rdkit(molecule)
+        for atom in mol.GetAtoms():
+            atom.SetNoImplicit(False)
+    else:
+        mol.AddConformer(to_rdkit(molecule).GetConformer(), assignId=True)
+    for i, count in stated:
+        mol.GetAtomWithIdx(i).SetNoImplicit(True)
+        mol.GetAtomWithIdx(i).SetNumExplicitHs(count)
     sane = sanitize(mol)
     if sane is None:
         raise PerrinError(
@@ -91,27 +103,43 @@ def with_hydrogens(molecule: Molecule) -> tuple[Molecule, int]:
             "mend it, or leave such molecules out with perrin rank"
         )
     with rdBase.BlockLogs():
+        if molecule.flat:
+            sane = with_stereo(sane)
         full = Chem.AddHs(sane, addCoords=True)
+        if molecule.flat:
+            Chem.WedgeMolBonds(
+                full, full.GetConformer()
+            )  # with four neighbours, other bonds may have to be wedges
     missing = full.GetNumAtoms() - len(molecule)
     if not missing:
         return molecule, 0
-    added = from_rdkit(full)
+    added = from_rdkit(full, flat=molecule.flat)
     assert added.bonds is not None
     new = added.bonds[(added.bonds[:, :2] >= len(molecule)).any(axis=1)]  # old bonds keep their Kekulé form
     positions = np.concatenate((molecule.positions, added.positions[len(molecule) :]))
     whole = replace(added, bonds=np.concatenate((molecule.bonds, new)), positions=positions)
+    if molecule.wedges is not None and added.wedges is not None:  # what is left open stays open
+        solid = (int(Chem.BondDir.BEGINWEDGE), int(Chem.BondDir.BEGINDASH))
+        old = [w for w in molecule.wedges if w[2] not in solid]
+        whole = replace(whole, wedges=(*(w for w in added.wedges if w[2] in solid), *old))
     return replace(whole, name=molecule.name, properties=molecule.properties), missing
 
 
 def completed(molecule: Molecule) -> tuple[Molecule, int]:
-    """`with_hydrogens` of a molecule that writes no hydrogen at all, as RDKit's readers leave it; any other as it is.
+    """`with_hydrogens` of a molecule that writes no hydrogen on carbon: none at all, as RDKit's readers leave it, or polar
+    ones alone, as docking programs do; any other as it is.
 
-    One that writes some is taken at its word: what it lacks makes it a radical, and a generated one is not mended here.
+    One that writes some is taken at its word: what it lacks makes it a radical, and a generated one is not mended here. So
+    is an atom whose number of hydrogens or electrons the file states.
     """
-    if molecule.bonds is None or not len(molecule) or (molecule.numbers == 1).any():
+    if molecule.bonds is None or not len(molecule):
+        return molecule, 0
+    ends = molecule.numbers[molecule.bonds[:, :2]]
+    on_carbon = ((ends == 1).any(axis=1) & (ends == 6).any(axis=1)).any()
+    if (molecule.numbers == 1).any() and (on_carbon or 6 not in molecule.numbers):
         return molecule, 0
     try:
-        return with_hydrogens(molecule)
+        return with_hydrogens(molecule, molecule.stated)
     except (
         PerrinError,
         ValueError,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perrin.core import EDMHead, Layouts, LogitsHead, NetworkDenoiser, Padded, State
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.modalities.molecule import BACKBONES
 from perrin.modalities.molecule.fields import (
     BOND_ORDERS,
@@ -297,7 +297,7 @@ def build_trunk(c: NetworkConfig) -> Trunk:
     except ModuleNotFoundError as error:
         raise PerrinError(
             f"expected the package {(error.name or '').partition('.')[0]} for the backbone {c.backbone!r}, found none: "
-            "pip install 'perrin[molecule]'"
+            f"{install('molecule')}"
         ) from error
     return EquivariantTransformer(**sizes, **attention, pseudoscalars=c.pseudoscalars)
 

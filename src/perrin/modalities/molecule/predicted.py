@@ -160,7 +160,7 @@ def strange(molecule: Molecule, vocabulary: Vocabulary, *, complete: bool = Fals
     if len(molecule) and int(np.sum(molecule.charges)):
         return "with a net charge"
     if molecule.bonds is not None and len(molecule) and not complete:
-        if _flat(molecule):
+        if molecule.flat or _flat(molecule):
             return "drawn flat, not in 3D"
         if _lacks_hydrogens(molecule):
             return "that lack hydrogens"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.run.atomic import write_tensors
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def source_files() -> list[Path]:
     roots = list(spec.submodule_search_locations or []) if spec else []
     files = [path for root in roots for path in sorted(Path(root, "data").glob("qm9_part*.csv"))]
     if not files:
-        raise PerrinError(
-            "expected the QM9 data, given no package 'qm9pack': run pip install 'perrin[molecule]'"
-        )
+        raise PerrinError(f"expected the QM9 data, given no package 'qm9pack': {install('molecule')}")
     return files
 
 

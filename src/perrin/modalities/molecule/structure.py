@@ -27,6 +27,9 @@ class Molecule:
         charges: formal charges, `[n]`, int64; all zero when the source has none.
         name: a title, written as the first line of the SDF record.
         properties: data items of the SDF record.
+        stated: pairs (atom, hydrogens that it has and that are not written) of the atoms whose number a mol block states,
+            by a valence or as a radical.
+        wedges: of a flat drawing, rows (narrow end, other end, RDKit's number of the direction); `None` in 3D.
     """
 
     numbers: np.ndarray
@@ -35,6 +38,13 @@ class Molecule:
     charges: np.ndarray
     name: str = ""
     properties: dict[str, Any] = field(default_factory=dict)
+    stated: tuple[tuple[int, int], ...] = ()
+    wedges: tuple[tuple[int, int, int], ...] | None = None
+
+    @property
+    def flat(self) -> bool:
+        """Whether the positions are those of a drawing, which say nothing of the geometry."""
+        return self.wedges is not None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -42,6 +52,7 @@ class Molecule:
     def heavy_first(self) -> Molecule:
         """The same molecule with hydrogens behind the heavy atoms, as chemists write it; the order is kept otherwise."""
         order = np.argsort(self.numbers == 1, kind="stable")
+        place = np.argsort(order).tolist()
         bonds = self.bonds
         if bonds is not None and len(bonds):
             ends = np.sort(np.argsort(order)[bonds[:, :2]], axis=1)
@@ -53,4 +64,6 @@ class Molecule:
             positions=self.positions[order],
             bonds=bonds,
             charges=self.charges[order],
+            stated=tuple((place[i], count) for i, count in self.stated),
+            wedges=None if self.wedges is None else tuple((place[i], place[j], d) for i, j, d in self.wedges),
         )

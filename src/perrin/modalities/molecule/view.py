@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.view_properties import page_properties
 from perrin.modalities.molecule.view_records import elements, plain, record
@@ -92,7 +92,7 @@ def _library() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise PerrinError(
-            "the HTML page needs plotly, which is not installed; pip install 'perrin[molecule]'"
+            f"the HTML page needs plotly, which is not installed: {install('molecule')}"
         ) from error
     return "\n" + str(get_plotlyjs()).replace("\r\n", "\n").replace("</script", "<\\/script") + "\n"
 

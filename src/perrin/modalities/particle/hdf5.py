@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.run.atomic import atomic_path
 
 
@@ -39,7 +39,7 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
     try:
         import h5py
     except ModuleNotFoundError as error:
-        raise PerrinError("expected the package h5py, found none: pip install 'perrin[particle]'") from error
+        raise PerrinError(f"expected the package h5py, found none: {install('particle')}") from error
     if not Path(path).is_file():
         what = "a directory" if Path(path).is_dir() else "which does not exist"
         raise PerrinError(f"expected an HDF5 file, given {path}, {what}: check the path")

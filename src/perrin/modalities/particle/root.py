@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 
 SUFFIX = ".root"
 
@@ -20,7 +20,7 @@ def needed(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise PerrinError(
-            f"expected the package {name}, found none that works ({error}): pip install 'perrin[hep]'"
+            f"expected the package {name}, found none that works ({error}): {install('hep')}"
         ) from error
 
 

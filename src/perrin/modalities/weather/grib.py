@@ -12,7 +12,7 @@ from typing import Any
 
 import xarray as xr
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 
 
 def open_grib(path: Path, **options: Any) -> xr.Dataset:
@@ -27,7 +27,7 @@ def open_grib(path: Path, **options: Any) -> xr.Dataset:
     """
     if importlib.util.find_spec("cfgrib") is None:
         raise PerrinError(
-            f"expected the package cfgrib for {path}, which is not installed: pip install 'perrin[grib]'"
+            f"expected the package cfgrib for {path}, which is not installed: {install('grib')}"
         )
     import cfgrib
 

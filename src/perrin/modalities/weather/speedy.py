@@ -25,7 +25,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.modalities.weather.stores import create_store, finish, write_region
 from perrin.run.atomic import write_json
 from perrin.run.partial import read_key
@@ -59,7 +59,7 @@ class Speedy:
     def __init__(self, interval: int = 12, step: int = 15) -> None:
         if importlib.util.find_spec("jcm") is None:
             raise PerrinError(
-                "expected the package jcm for SPEEDY, which is not installed: pip install 'perrin[speedy]'"
+                f"expected the package jcm for SPEEDY, which is not installed: {install('speedy')}"
             )
         if interval < 1 or 24 % interval:
             raise PerrinError(f"expected an interval of hours that divides 24, given {interval}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata, util
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 
 ELSEWHERE = {"tblite": " (not on Linux x86_64: conda install -c conda-forge tblite-python)"}
 
@@ -18,6 +18,6 @@ def require(package: str, measure: str) -> str:
     if util.find_spec(package) is None:
         raise PerrinError(
             f"expected the package {package} for {measure}, given an environment without it: "
-            f"pip install 'perrin[evaluate]'{ELSEWHERE.get(package, '')}"
+            f"{install('evaluate')}{ELSEWHERE.get(package, '')}"
         )
     return metadata.version(package)

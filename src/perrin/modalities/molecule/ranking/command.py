@@ -42,7 +42,7 @@ def run(a: Namespace) -> None:
         top=a.top,
         workers=a.workers if a.workers is not None else cpu_count(),
     )
-    molecules = read_molecules(source)
+    molecules = read_molecules(source, flat=True)
     understood(options, molecules)  # said before a reference is read, which may take long
     known = read_known(a.reference, options.workers) if a.reference else None
     if known is not None and known.skipped:
@@ -62,6 +62,12 @@ def run(a: Namespace) -> None:
         print(
             f"added {counted(ranked.added[0], 'hydrogens')} that {source} leaves out in {ranked.added[1]} of "
             f"{counted(len(molecules), 'molecules')}, placed by RDKit",
+            file=sys.stderr,
+        )
+    if ranked.flat:
+        print(
+            f"perrin: note: {ranked.flat} of {counted(len(molecules), 'molecules')} of {source} have flat coordinates: "
+            "GFN2-xTB, predictions and all else of 3D is left out for them; perrin conformers makes 3D ones",
             file=sys.stderr,
         )
     if ranked.strange:

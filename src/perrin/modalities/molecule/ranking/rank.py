@@ -95,7 +95,8 @@ class Ranked:
         counts: how many were read, are invalid, duplicate, known, left by each filter, and kept.
         predicted: by which network and in which units, if by any.
         strange: one line on molecules that it has nothing to say of.
-        added: how many hydrogens were added to molecules that write none, and to how many molecules.
+        added: how many hydrogens were added to molecules that write none, or none on carbon, and to how many molecules.
+        flat: how many are drawings, without what needs a geometry.
     """
 
     molecules: tuple[Molecule, ...]
@@ -105,6 +106,7 @@ class Ranked:
     predicted: Asked | None = None
     strange: str = ""
     added: tuple[int, int] = (0, 0)
+    flat: int = 0
 
 
 def understood(
@@ -145,13 +147,15 @@ def rank(
     """Rank molecules.
 
     Arguments:
-        molecules: with bonds; those that write no hydrogens get them (`kept.completed`), and have them in the result.
+        molecules: with bonds; those that leave hydrogens out get them (`kept.completed`), and have them in the result.
+            Drawings (`Molecule.flat`) get no predictions and no xTB.
         options: what is asked.
         known: molecules to flag, from `identity.read_known`.
         advance: called with the stage, how many are done and of how many.
 
     Raises:
-        PerrinError: a molecule has no bonds, a wish cannot be understood, or xTB is asked for and `tblite` is missing.
+        PerrinError: a molecule has no bonds, a wish cannot be understood, xTB is asked for and `tblite` is missing, or what
+            needs a geometry is asked for and no molecule has one.
     """
     options = options or RankOptions()
     bare = next((i for i, m in enumerate(molecules, 1) if m.bonds is None), None)
@@ -170,12 +174,21 @@ def rank(
     predicted = set(predictions.items.values()) if predictions else set()
     costly = [w for w in wheres if w.name in (*_XTB, STRAIN.name, *predicted)]
     wants_xtb, wants_strain = options.xtb or bool(named & _XTB), STRAIN.name in named
+    has = {name for m in molecules for name in m.properties}
+    solid = [name for name in (*_XTB, STRAIN.name) if name in named]
+    solid += ["GFN2-xTB"] if options.xtb and not solid else []
+    solid += [name for name in sorted(predicted) if name in named and (name not in has or options.predict)]
+    solid += ["predictions"] if options.predict and not solid else []
+    if solid and molecules and all(m.flat for m in molecules):
+        raise PerrinError(
+            f"expected 3D coordinates for {', '.join(solid)}, given flat ones in every molecule: make some by perrin "
+            "conformers, or ask for what needs none"
+        )
     if wants_xtb or wants_strain:
         require("tblite", "GFN2-xTB")
 
     prepare()
-    written = molecules
-    whole = [completed(m) for m in written]
+    whole = [completed(m) for m in molecules]
     molecules, missing = [m for m, _ in whole], [count for _, count in whole]
     rows: list[dict[str, Any]] = []
     found: list[Keys] = []
@@ -207,8 +220,10 @@ def rank(
             counts[where.text] = len(left)
     strange = ""
     if predictions is not None:
-        chosen = [i for i in left if rows[i]["valid"] and not predicted <= set(rows[i])]
-        strange = _predict(predictions, written, rows, chosen, advance, options.workers) if chosen else ""
+        chosen = [
+            i for i in left if rows[i]["valid"] and not predicted <= set(rows[i]) and not molecules[i].flat
+        ]
+        strange = _predict(predictions, molecules, rows, chosen, advance, options.workers) if chosen else ""
         for where in [w for w in costly if w.name in predicted]:
             left = [i for i in left if where(rows[i])]
             counts[where.text] = len(left)
@@ -218,7 +233,7 @@ def rank(
     ):
         if not wanted:
             continue
-        chosen = [i for i in left if rows[i]["valid"]]
+        chosen = [i for i in left if rows[i]["valid"] and not molecules[i].flat]
         total = len(chosen)
         results = _spread(
             work,
@@ -259,6 +274,7 @@ def rank(
         predicted=predictions,
         strange=strange,
         added=(sum(missing), sum(count > 0 for count in missing)),
+        flat=sum(m.flat for m in molecules),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.modalities.molecule.files import write_sdf
 from perrin.modalities.molecule.ranking.columns import column_of
 from perrin.modalities.molecule.structure import Molecule
@@ -34,7 +34,7 @@ def check_table(path: str | Path) -> None:
         raise PerrinError(f"expected an output file, given the directory {path}: add a file name")
     if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise PerrinError(
-            f"expected the package pyarrow for {path}, given an environment without it: pip install 'perrin[parquet]', "
+            f"expected the package pyarrow for {path}, given an environment without it: {install('parquet')}; "
             "or write .csv"
         )
 

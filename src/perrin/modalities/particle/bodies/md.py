@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.modalities.particle.netcdf import SUFFIXES, Variable, write_variables
 
 XYZ = (".xyz", ".extxyz")
@@ -104,7 +104,7 @@ def check_ase() -> None:
     try:
         import ase  # noqa: F401
     except ModuleNotFoundError as error:
-        raise PerrinError("expected the package ase, found none: pip install 'perrin[md]'") from error
+        raise PerrinError(f"expected the package ase, found none: {install('md')}") from error
 
 
 def calculator(system: str) -> Any:

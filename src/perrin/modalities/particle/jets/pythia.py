@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, install
 from perrin.modalities.particle.jets.files import CLASSES, WIDTH, Jets
 
 CHUNK = 500
@@ -62,7 +62,7 @@ def check_packages(*names: str) -> None:
                 __import__(name)
         except ImportError as error:
             raise PerrinError(
-                f"expected the package {name}, found none that works ({error}): pip install 'perrin[jets]'"
+                f"expected the package {name}, found none that works ({error}): {install('jets')}"
             ) from error
 
 
