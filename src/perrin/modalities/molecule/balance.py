@@ -111,7 +111,7 @@ def fit(
     data: Iterable[tuple[State, Tensor]],
     vocabulary: Vocabulary,
     *,
-    share: float = 0.01,
+    share: float = 0.003,
     ridge: float = 0.03,
 ) -> Balance:
     """The balance with which samples hold on average what the data hold.
