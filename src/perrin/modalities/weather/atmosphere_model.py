@@ -91,7 +91,7 @@ class AtmosphereModel:
             denoiser.process,
             SOLVERS["dpmpp-2m"],
             steps,
-            grid=lambda n: logit_normal(n, mean=-0.2, std=2.2, start=0.999),
+            grid=lambda n: logit_normal(n, mean=0.2, std=1.6, start=0.999),
         )
 
     @property
