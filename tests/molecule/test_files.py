@@ -14,10 +14,12 @@ pytest.importorskip("rdkit")
 pytest.importorskip("ase")
 
 from rdkit import Chem
+from rdkit.Chem import AllChem
 
 from perrin.errors import PerrinError
 from perrin.modalities.molecule import files
-from perrin.modalities.molecule.chem import add_geometry
+from perrin.modalities.molecule.chem import add_geometry, from_rdkit, isomeric_smiles, sanitize, to_rdkit
+from perrin.modalities.molecule.kept import completed
 from perrin.modalities.molecule.structure import Molecule
 
 GOOD = ["C", "[C-]#[O+]", "C[N+](=O)[O-]", "c1ccccc1", "C[NH3+]", "C1CC1", "C.O"]
@@ -220,3 +222,23 @@ def test_xyz_molecules_cannot_become_sdf(tmp_path: Path) -> None:
     with pytest.raises(PerrinError, match="expected a molecule with bonds"):
         files.write_sdf(tmp_path / "a.sdf", [replace(add_geometry("C"), bonds=None)])
     assert os.listdir(tmp_path) == []
+
+
+def test_double_bonds_keep_their_geometry_for_other_readers(tmp_path: Path) -> None:
+    for smiles in ("C/C=C/F", r"C/C=C\F"):
+        mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+        assert AllChem.EmbedMolecule(mol, randomSeed=1) == 0
+        files.write_sdf(tmp_path / "out.sdf", [from_rdkit(mol)])
+        (back,) = Chem.SDMolSupplier(str(tmp_path / "out.sdf"))
+        assert Chem.MolToSmiles(back) == Chem.CanonSmiles(smiles)
+
+
+def test_a_drawing_that_writes_the_hydrogen_of_a_stereocentre_has_the_others_too(tmp_path: Path) -> None:
+    lactic = "C[C@H](O)C(=O)O"
+    mol = Chem.AddHs(Chem.MolFromSmiles(lactic), onlyOnAtoms=[1])
+    AllChem.Compute2DCoords(mol)
+    (tmp_path / "drawn.sdf").write_text(Chem.MolToMolBlock(mol) + "$$$$\n")
+    (drawn,) = files.read_molecules(tmp_path / "drawn.sdf", flat=True)
+    whole, added = completed(drawn)
+    assert added == 5
+    assert isomeric_smiles(sanitize(to_rdkit(whole))) == Chem.CanonSmiles(lactic)

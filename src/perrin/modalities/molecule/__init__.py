@@ -69,7 +69,7 @@ class MoleculeModality(Modality):
                 type=int,
                 metavar="N",
                 help="draw N molecules for each one, up to 8, and keep one of them such that all together hold what the "
-                "training data hold; not with --want (default: the bundle's; 1 is off)",
+                "training data hold; not with --want (default: the bundle's, which is 1, off, for molecule/qm9)",
             )
             group.add_argument(
                 "--atoms",

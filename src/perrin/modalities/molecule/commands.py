@@ -45,6 +45,8 @@ def sample(a: Namespace) -> None:
     tell_wishes(a, model, options)
     if a.dry_run:
         print(plan_table(plan))
+        if (each := options.evaluations(plan)) != plan.nfe:
+            print(f"{each} evaluations a molecule, with what is drawn to choose from")
         return
 
     sizes = model.sizes(a.seed, a.n, work.atoms, options.want)

@@ -102,12 +102,24 @@ def sdf_records(molecules: Iterable[Molecule]) -> Iterator[str]:
                     if len(ends := list(known.GetStereoAtoms())) == 2:
                         bond.SetStereoAtoms(*ends)
                         bond.SetStereo(known.GetStereo())
-            lines = [Chem.MolToMolBlock(mol, includeStereo=False, kekulize=False)]
+            block = Chem.MolToMolBlock(mol, includeStereo=False, kekulize=False)
+            lines = [block if molecule.flat else _shown(block)]
         for key, value in molecule.properties.items():
             text = " ".join(str(value).split()) or " "
             lines.append(f"> <{' '.join(str(key).split())}>\n{text}\n\n")
         lines.append("$$$$\n")
         yield "".join(lines)
+
+
+def _shown(block: str) -> str:
+    """A V2000 block of which no double bond says that it may be either way, as RDKit has it: the geometry says which."""
+    lines = block.split("\n")
+    if not lines[3].rstrip().endswith("V2000"):
+        return block
+    first = 4 + int(lines[3][:3])
+    for k in range(first, first + int(lines[3][3:6])):
+        lines[k] = f"{lines[k][:9]}  0{lines[k][12:]}"
+    return "\n".join(lines)
 
 
 def read_sdf(

@@ -129,14 +129,15 @@ def completed(molecule: Molecule) -> tuple[Molecule, int]:
     """`with_hydrogens` of a molecule that writes no hydrogen on carbon: none at all, as RDKit's readers leave it, or polar
     ones alone, as docking programs do; any other as it is.
 
-    One that writes some is taken at its word: what it lacks makes it a radical, and a generated one is not mended here. So
-    is an atom whose number of hydrogens or electrons the file states.
+    A drawing may write some, at stereocentres, and leave out the rest. Another that writes some is taken at its word:
+    what it lacks makes it a radical, and a generated one is not mended here. So is an atom whose number of hydrogens
+    or electrons the file states.
     """
     if molecule.bonds is None or not len(molecule):
         return molecule, 0
     ends = molecule.numbers[molecule.bonds[:, :2]]
     on_carbon = ((ends == 1).any(axis=1) & (ends == 6).any(axis=1)).any()
-    if (molecule.numbers == 1).any() and (on_carbon or 6 not in molecule.numbers):
+    if not molecule.flat and (molecule.numbers == 1).any() and (on_carbon or 6 not in molecule.numbers):
         return molecule, 0
     try:
         return with_hydrogens(molecule, molecule.stated)

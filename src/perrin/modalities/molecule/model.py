@@ -431,7 +431,7 @@ class MoleculeModel:
     def check_balance(self, options: SamplingOptions, *, asked: bool) -> None:
         """Raise a `PerrinError` if there is to be a balance and the bundle has none, or if one was `asked` for where wishes
         choose."""
-        if asked and options.want:
+        if asked and options.want and options.balance > 1:
             raise PerrinError(
                 "expected --balance without --want, given both: with wishes, --candidates chooses; leave one out"
             )
