@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 
 class PerrinError(Exception):
@@ -26,6 +27,11 @@ def check_counts(**values: int | None) -> None:
 def install(extra: str) -> str:
     """How to install an extra of this package, from an index or in a clone."""
     return f"install the extra {extra}: pip install 'perrin[{extra}]', or '.[{extra}]' in a clone"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """The first three: `1, 4, 9, …`."""
+    return ", ".join(map(str, numbers[:3])) + (", …" if len(numbers) > 3 else "")
 
 
 def counted(number: int, things: str) -> str:

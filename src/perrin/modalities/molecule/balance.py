@@ -133,16 +133,16 @@ def fit(
     real = list(data)
     if not samples or not any(len(mask) for _, mask in real):
         raise PerrinError("expected samples and data to balance them by, given none")
-    labels = common_surroundings(_pieces(real), vocabulary, share)
+    labels = common_surroundings(pieces(real), vocabulary, share)
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for state, mask in _pieces(real):
+    for state, mask in pieces(real):
         total = total + features(state, mask, vocabulary, labels).double().sum(0).cpu()
         count += len(mask)
     rows = []
     for steps, batches in sorted(samples.items()):
         found = [
             features(state, mask, vocabulary, labels)[sound(state, mask, vocabulary)]
-            for state, mask in _pieces(batches)
+            for state, mask in pieces(batches)
         ]
         if sum(map(len, found)) < 2:
             raise PerrinError(
@@ -221,8 +221,8 @@ def tilted(found: Tensor, wanted: Tensor, *, ridge: float = 0.03, most: float = 
     return (weights / weights.mean()).float()
 
 
-def _pieces(batches: Iterable[tuple[State, Tensor]]) -> Iterator[tuple[State, Tensor]]:
-    """Graphs as int64, so many at a time."""
+def pieces(batches: Iterable[tuple[State, Tensor]]) -> Iterator[tuple[State, Tensor]]:
+    """Graphs as int64, of at most so many molecules at a time."""
     for state, mask in batches:
         for k in range(0, len(mask), _AT_A_TIME):
             here = slice(k, k + _AT_A_TIME)

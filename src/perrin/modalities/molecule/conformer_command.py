@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_count, counted, warn
+from perrin.errors import PerrinError, check_count, counted, listed, warn
 from perrin.modalities.molecule.commands import _labelled, _unpack
 from perrin.modalities.molecule.edit_commands import DEFAULT_MODEL, _draw, _fingerprint, _finish
 from perrin.modalities.molecule.structure import Molecule
@@ -56,11 +56,10 @@ def conformers(a: Namespace) -> None:
     if places:
         warn(
             f"left out {len(places)} of {counted(len(entries), 'molecules')} of {a.file}, which the model cannot express "
-            f"(number {', '.join(map(str, places[:3]))}{', …' if len(places) > 3 else ''}): {faulty[places[0]]}"
+            f"(number {listed(places)}): {faulty[places[0]]}"
         )
     numbers_in_file = [k for k, fault in faulty.items() if not fault]
     queries = [read[k] for k in numbers_in_file]
-    places = [k for k in range(1, len(entries) + 1) if k not in numbers_in_file]
     options = edit_options(model, model.options(steps=a.steps, solver=a.solver, balance=1), a.steps)
     if not model.config.network.parts:
         print(
@@ -125,7 +124,7 @@ def conformers(a: Namespace) -> None:
         "molecules": len(queries), "conformers": len(whole), "draws": drawn, "evaluations": plan.nfe,
         "rejected": {why: n for why, n in faults.items() if why != "good"},
         "incomplete": [numbers_in_file[k] for k in short],
-        "left_out": places,
+        "left_out": sorted(set(range(1, len(entries) + 1)) - set(numbers_in_file)),
     }  # fmt: skip
     _finish(a, "conformers", output, model, options, whole, result, begin, store)
     seconds = time.perf_counter() - begin

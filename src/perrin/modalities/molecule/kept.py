@@ -84,15 +84,10 @@ def with_hydrogens(molecule: Molecule, stated: Iterable[tuple[int, int]] = ()) -
     Raises:
         PerrinError: it has no bonds, or RDKit rejects its valences.
     """
-    to_rdkit(molecule)  # says so where there are no bonds
+    mol = to_rdkit(molecule)  # says so where there are no bonds
     assert molecule.bonds is not None
-    mol = graph(molecule.numbers, molecule.bonds, molecule.charges, implicit=True)
-    if molecule.flat:
-        mol = to_rdkit(molecule)
-        for atom in mol.GetAtoms():
-            atom.SetNoImplicit(False)
-    else:
-        mol.AddConformer(to_rdkit(molecule).GetConformer(), assignId=True)
+    for atom in mol.GetAtoms():
+        atom.SetNoImplicit(False)
     for i, count in stated:
         mol.GetAtomWithIdx(i).SetNoImplicit(True)
         mol.GetAtomWithIdx(i).SetNumExplicitHs(count)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, listed
 from perrin.modalities.molecule.structure import SYMBOLS, Molecule
 from perrin.modalities.molecule.units import UNITS, convert, known_unit
 from perrin.run.pool import map_unordered
@@ -204,8 +204,7 @@ def without(reasons: Sequence[str], numbers: Sequence[int] | None = None) -> str
 
 def _records(numbers: Sequence[int]) -> str:
     """`record 3`, `records 1, 4, 9, …`."""
-    shown = ", ".join(map(str, numbers[:3])) + (", …" if len(numbers) > 3 else "")
-    return f"record{'' if len(numbers) == 1 else 's'} {shown}"
+    return f"record{'' if len(numbers) == 1 else 's'} {listed(numbers)}"
 
 
 def _flat(molecule: Molecule) -> bool:

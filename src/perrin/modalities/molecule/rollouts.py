@@ -38,7 +38,7 @@ from torch import Tensor
 from perrin.core import DenoisingLoss, GeneratorNoise, Layouts, NetworkDenoiser, State, sample
 from perrin.core.replay import GraphedDenoiser
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.balance import common_surroundings, features, tilted
+from perrin.modalities.molecule.balance import common_surroundings, features, pieces, tilted
 from perrin.modalities.molecule.dataset import Bucket
 from perrin.modalities.molecule.fields import BONDS, CHARGES, POSITIONS, TYPES, layouts_for
 from perrin.modalities.molecule.metrics.tensors import sound
@@ -253,9 +253,9 @@ class RolloutTask(MoleculeTask):
         """Of the data of one bucket, the common surroundings and the mean of the features; found once."""
         if number not in self._data:
             bucket = self.buckets[number]
-            index = torch.arange(len(bucket), device=bucket.mask.device).split(2048)
-            common = common_surroundings((bucket.take(part) for part in index), self.vocabulary)
-            every = [features(*bucket.take(part), self.vocabulary, common) for part in index]
+            data = [(bucket.state, bucket.mask)]
+            common = common_surroundings(pieces(data), self.vocabulary)
+            every = [features(*part, self.vocabulary, common) for part in pieces(data)]
             self._data[number] = common, torch.cat(every).mean(0)
         return self._data[number]
 
@@ -267,11 +267,8 @@ class RolloutTask(MoleculeTask):
             return torch.ones_like(held["t"])
         common, mean = self._wanted(number)
         state = {k: held[f"x_0.{k}"] for k in (TYPES, CHARGES, BONDS)}
-        found = [
-            features({k: v[r].long() for k, v in state.items()}, held["mask"][r], self.vocabulary, common)
-            for r in torch.arange(len(held["t"]), device=held["t"].device).split(2048)
-        ]
-        every = torch.cat(found)
+        found = pieces([(state, held["mask"])])
+        every = torch.cat([features(*part, self.vocabulary, common) for part in found])
         weights = torch.ones_like(held["t"])
         for evaluations in held[
             "evaluations"
