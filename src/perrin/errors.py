@@ -34,10 +34,20 @@ def listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:3])) + (", …" if len(numbers) > 3 else "")
 
 
+def records(numbers: Sequence[int]) -> str:
+    """`record 3`, `records 1, 4, 9, …`."""
+    return f"record{'' if len(numbers) == 1 else 's'} {listed(numbers)}"
+
+
 def counted(number: int, things: str) -> str:
     """`1 molecule`, `2 molecules`, of a regular plural."""
     one = things.removesuffix("ies") + "y" if things.endswith("ies") else things.removesuffix("s")
     return f"{number} {one if number == 1 else things}"
+
+
+def note(text: str) -> None:
+    """One line on standard error, for what the user should know."""
+    print(f"perrin: note: {text}", file=sys.stderr)
 
 
 def warn(text: str) -> None:

@@ -290,3 +290,28 @@ def test_records_that_cannot_be_read_and_drawings(tmp_path: Path) -> None:
     assert isinstance(drawn, Query)
     assert isinstance(solid, Query)
     assert Chem.MolToSmiles(Chem.RemoveHs(drawn.template)) == canonical("C[C@H](O)F")
+
+
+def test_isotopes_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A centre that is one by its isotopes alone has the handedness asked for; an XYZ file says that it has none."""
+    smiles = canonical("C[C@@H]([2H])O")
+    (tmp_path / "a.smi").write_text(f"CO\n{smiles}\n")
+    start = ["conformers", str(tmp_path / "a.smi"), "-n", "2", "--device", "cpu", "--workers", "1"]
+    assert main([*start, "-o", str(tmp_path / "a.sdf")]) == 0
+    assert "have isotopes" not in capsys.readouterr().err
+    made = read_sdf(tmp_path / "a.sdf")
+    assert [m.properties["smiles"] for m in made] == ["CO"] * 2 + [smiles] * 2
+    theirs = [Chem.MolToSmiles(mol) for mol in Chem.SDMolSupplier(str(tmp_path / "a.sdf"))]
+    assert theirs == ["CO"] * 2 + [smiles] * 2
+    assert main([*start, "-o", str(tmp_path / "a.xyz")]) == 0
+    assert "1 of 2 molecules of" in (said := capsys.readouterr().err)
+    assert "have isotopes, which are dropped (record 2)" in said
+
+
+def test_wrong_valences_are_named(tmp_path: Path) -> None:
+    methane = add_geometry("C")
+    assert methane.bonds is not None
+    write_sdf(tmp_path / "a.sdf", [methane, replace(methane, bonds=np.add(methane.bonds, [0, 0, 1]))])
+    _, wrong = each_query(tmp_path / "a.sdf")
+    assert "atom C1, 8, is greater than permitted" in str(wrong)
+    assert "(record 2 of" in str(wrong)

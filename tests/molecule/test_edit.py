@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from perrin.modalities.molecule.fields import POSITIONS, layouts_for
 from perrin.modalities.molecule.files import read_sdf, write_sdf
 from perrin.modalities.molecule.kept import addition_table, choose_atoms, keep, with_hydrogens
 from perrin.modalities.molecule.model import MoleculeModel
+from perrin.modalities.molecule.sources import training_data
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.vary import Varier
 
@@ -290,3 +292,22 @@ def test_vary_writes_similarities(here: Path) -> None:
     found = read_sdf("out.sdf")
     assert [m.properties["tanimoto"] for m in found] == [1.0] * 4
     assert all(sanitize(to_rdkit(m)) is not None for m in found)
+
+
+def test_isotopes_and_atoms_in_one_place_are_told(
+    here: Path, capsys: pytest.CaptureFixture[str], furan: Molecule
+) -> None:
+    near = furan.positions.copy()
+    near[-1] = near[-2] + 0.05
+    write_sdf("odd.sdf", [furan, replace(furan, isotopes=((0, 13),)), replace(furan, positions=near)])
+    assert main(["vary", "odd.sdf", "-n", "1", "-o", "out.sdf", "--strength", "0"]) == 0
+    said = [capsys.readouterr().err]
+    training_data(Namespace(data="odd.sdf", limit=None, devices=1, out="run"), None)
+    said.append(capsys.readouterr().err)
+    for text in said:
+        assert "1 of 3 molecules of odd.sdf have isotopes, which are dropped (record 2)" in text
+        assert (
+            "1 of 3 molecules of odd.sdf have atoms closer than 0.1 Å, which no molecule has (record 3)"
+            in text
+        )
+    assert not any(m.isotopes for m in read_sdf("out.sdf"))

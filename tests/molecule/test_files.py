@@ -242,3 +242,72 @@ def test_a_drawing_that_writes_the_hydrogen_of_a_stereocentre_has_the_others_too
     whole, added = completed(drawn)
     assert added == 5
     assert isomeric_smiles(sanitize(to_rdkit(whole))) == Chem.CanonSmiles(lactic)
+
+
+LABELLED = "[2H]C([2H])([2H])[13C@@H](F)O"
+
+
+def test_isotopes_stay(tmp_path: Path) -> None:
+    """Through SMILES, SDF and a change of the atoms' order, by RDKit's own reading; an XYZ file has none."""
+    mol = Chem.AddHs(Chem.MolFromSmiles(LABELLED))
+    AllChem.EmbedMolecule(mol, randomSeed=1)
+    (tmp_path / "a.sdf").write_text(Chem.MolToMolBlock(mol) + "$$$$\n")
+    (tmp_path / "a.smi").write_text(LABELLED + "\n")
+    for name in ("a.sdf", "a.smi"):
+        (read,) = files.read_molecules(tmp_path / name)
+        assert sorted(mass for _, mass in read.isotopes) == [2, 2, 2, 13]
+        for k, molecule in enumerate((read, read.heavy_first())):
+            files.write_sdf(tmp_path / f"{k}.sdf", [molecule])
+            (theirs,) = Chem.SDMolSupplier(str(tmp_path / f"{k}.sdf"))
+            assert Chem.MolToSmiles(theirs) == Chem.CanonSmiles(LABELLED)
+            assert isomeric_smiles(sanitize(to_rdkit(molecule))) == Chem.CanonSmiles(LABELLED)
+    files.write_xyz(tmp_path / "a.xyz", [read])
+    assert files.read_xyz(tmp_path / "a.xyz")[0].isotopes == ()
+
+
+def test_hydrogens_are_added_beside_isotopes() -> None:
+    mol = Chem.MolFromSmiles("[13CH3]CO")
+    AllChem.EmbedMolecule(mol, randomSeed=1)
+    whole, added = completed(from_rdkit(mol))
+    assert added == 6
+    assert whole.isotopes == ((0, 13),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("  5  4  0", "gar", "Cannot convert 'gar' to unsigned int on line 4 of the record"),
+        ("  5  4  0", "  9  4  0", "on line 10 of the record"),  # more atoms than there are
+        ("    0.0000", "     abc.0", "Cannot process coordinates on line 5 of the record"),
+        ("  1  3  1", "  1 99  1", "a bond or property of an atom that is not there"),
+        ("  1  3  1", "  1  2  1", "two bonds between the same atoms"),
+        (" C  ", " Xq ", "given 'Xq' in record 2 of"),
+    ],
+)
+def test_a_broken_record_says_what_is_broken(old: str, new: str, what: str, tmp_path: Path) -> None:
+    good = "methane" + methane_block()
+    wrong = good.replace(old, new, 1).replace("methane", "second")
+    assert wrong.count("second") == 1
+    (tmp_path / "a.sdf").write_text(f"{good}$$$$\n{wrong}$$$$\n")
+    with pytest.raises(PerrinError) as caught:
+        files.read_sdf(tmp_path / "a.sdf")
+    said = str(caught.value)
+    assert what in said
+    assert "record 2 of" in said
+    assert "'second'" in said
+    assert "\n" not in said
+
+
+def test_what_can_be_read_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.smi").write_text("CO\nC(\nCC(\n# a remark\nCCO b\nN(\nO(\n")
+    found, numbers, left_out = files.read_sound(tmp_path / "a.smi")
+    assert [len(m) for m in found] == [6, 9]
+    assert (numbers, left_out) == ([1, 4], [2, 3, 5, 6])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4
+    assert all(f"(line {k} of" in line for k, line in zip((2, 3, 6), said, strict=False))
+    assert "left out 1 more of the 6 entries" in said[3]
+    (tmp_path / "b.smi").write_text("C(\nN(\n")
+    with pytest.raises(PerrinError, match="line 1 of"):
+        files.read_sound(tmp_path / "b.smi")
+    assert capsys.readouterr().err == ""

@@ -467,6 +467,93 @@ def test_what_a_file_calls_a_radical_stays_one(
     assert again.properties["MW"] == pytest.approx(weight, abs=0.002)
 
 
+# broken records, isotopes
+
+
+def test_broken_records_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], molecules: list[Molecule]
+) -> None:
+    """As by `perrin conformers`: the others are ranked, under their numbers in the file."""
+    write_sdf(tmp_path / "b.sdf", [replace(m, properties={}) for m in molecules])
+    blocks = (tmp_path / "b.sdf").read_text().split("$$$$\n")
+    (tmp_path / "a.sdf").write_text(
+        "$$$$\n".join(["broken\n\n\ngarbage\n", *blocks[:7], "cut\n\n\n  9\n", ""])
+    )
+    out = tmp_path / "r.sdf"
+    start = ["rank", str(tmp_path / "a.sdf"), "--workers", "1", "-o", str(out)]
+    assert main([*start, "--predict"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("warning: left out") == 2
+    assert "record 1 of" in said
+    assert "'broken': Cannot convert 'gar'" in said
+    assert "record 9 of" in said
+    found = {m.name: m.properties for m in read_molecules(out)}
+    assert len(found) == 7
+    assert found["OCC"]["duplicate_of"] == 2  # CCO, the second record
+    assert json.loads((tmp_path / "r.sdf.run.json").read_text())["result"]["left_out"] == [1, 9]
+    report = tmp_path / "a.json"
+    assert main(["evaluate", str(tmp_path / "a.sdf"), "--json", str(report)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("warning: left out") == 2
+    assert "all below is of the 7 molecules that could be read" in said
+    result = json.loads(report.read_text())
+    assert result["left_out"] == [1, 9]
+    assert result["n"] == 7
+    assert main(["evaluate", str(tmp_path / "a.sdf"), "--groups", "2"]) == 2  # they would be other groups
+    assert main(["view", str(tmp_path / "a.sdf"), "-o", str(tmp_path / "a.html")]) == 0
+    (tmp_path / "a.sdf").write_text("broken\n\n\ngarbage\n$$$$\n" * 2)
+    out.unlink()
+    capsys.readouterr()
+    assert main(start) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_isotopes_are_kept_and_weighed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Methanol-d3 weighs 12.011 + 3 · 2.0141 + 15.999 + 1.008 = 35.06 Da; all its other values are methanol's."""
+    (tmp_path / "a.smi").write_text("CO light\n[2H]C([2H])([2H])O heavy\n[13CH4] carbon\n")
+    (tmp_path / "known.smi").write_text("[2H]C([2H])([2H])[18O][2H]\n")
+    out = tmp_path / "r.sdf"
+    words = ["rank", str(tmp_path / "a.smi"), "--workers", "1", "--reference", str(tmp_path / "known.smi")]
+    assert main([*words, "-o", str(out)]) == 0
+    assert "have isotopes" not in capsys.readouterr().err
+    found = {m.name: m for m in read_molecules(out)}
+    light, heavy, carbon = (found[name].properties for name in ("light", "heavy", "carbon"))
+    assert sorted(mass for _, mass in found["heavy"].isotopes) == [2, 2, 2]
+    assert heavy["smiles"] == "[2H]C([2H])([2H])O"
+    assert heavy["MW"] == pytest.approx(35.06, abs=0.005)
+    assert carbon["MW"] == pytest.approx(17.035, abs=0.005)
+    assert {k: v for k, v in light.items() if k in ("QED", "SA", "logP", "TPSA", "HBD", "heavy")} == {
+        k: v for k, v in heavy.items() if k in ("QED", "SA", "logP", "TPSA", "HBD", "heavy")
+    }
+    assert heavy["duplicate_of"] == 1
+    assert (light["known"], heavy["known"], carbon["known"]) == (1, 1, 0)
+    assert main(["evaluate", str(out)]) == 0
+    assert "2 of 3 molecules of" in capsys.readouterr().err
+
+
+def test_atoms_in_one_place_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], molecules: list[Molecule]
+) -> None:
+    ethanol = molecules[0]
+    near = ethanol.positions.copy()
+    near[1] = near[0] + [0.09, 0, 0]
+    write_sdf(tmp_path / "a.sdf", [ethanol, replace(ethanol, positions=near), ethanol])
+    for words in (
+        ["rank", "-o", str(tmp_path / "r.sdf")],
+        ["evaluate"],
+        ["view", "-o", str(tmp_path / "a.html")],
+    ):
+        assert main([words[0], str(tmp_path / "a.sdf"), *words[1:]]) == 0
+        said = capsys.readouterr().err
+        assert said.count("note:") == 1
+        assert "1 of 3 molecules of" in said
+        assert "closer than 0.1 Å, which no molecule has (record 2)" in said
+    (tmp_path / "flat.sdf").write_text(drawing("CCO"))
+    assert main(["rank", str(tmp_path / "flat.sdf")]) == 0
+    assert "closer" not in capsys.readouterr().err
+
+
 # flat drawings
 
 

@@ -25,6 +25,7 @@ pytest.importorskip("plotly")
 from rdkit import Chem, rdBase
 from rdkit.Chem import AllChem
 
+from perrin.cli import main
 from perrin.errors import PerrinError
 from perrin.modalities.molecule import view
 from perrin.modalities.molecule.structure import Molecule
@@ -396,3 +397,31 @@ def test_in_a_browser(tmp_path: Path, molecules: list[Molecule], text: str) -> N
     assert [Chem.MolToSmiles(m) for m in mols] == [r["smiles"] for r in data]
     assert mols[-1].GetProp("_Name") == "two lines"
     assert mols[-1].GetPropsAsDict() == {"a_b": "x\n $$$$\ny", "n": 3}
+
+
+def test_drawings_are_shown_in_their_plane(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the hydrogens that they leave out and the stereochemistry of their wedges; nothing is taken from distances."""
+    drawn = "C[C@H](O)/C=C/F"
+    mol = Chem.MolFromSmiles(drawn)
+    AllChem.Compute2DCoords(mol)
+    solid = Chem.AddHs(Chem.MolFromSmiles("[2H]CO"))
+    AllChem.EmbedMolecule(solid, randomSeed=7)
+    (tmp_path / "a.sdf").write_text("".join(Chem.MolToMolBlock(m) + "$$$$\n" for m in (mol, solid)))
+    assert main(["view", str(tmp_path / "a.sdf")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "1 of 2 molecules of" in said
+    assert "flat drawings, shown in their plane" in said
+    text = (tmp_path / "a.html").read_text()
+    flat, other = Page(text).data()
+    assert flat["smiles"] == Chem.CanonSmiles(drawn)
+    assert flat["formula"] == "C4H7FO"
+    assert flat["valid"]
+    assert flat["radicals"] == 0
+    assert flat["notes"] == ["a flat drawing, shown in its plane"]
+    xyz = np.array(flat["xyz"]).reshape(-1, 3)
+    assert np.allclose(xyz[:6, :2], mol.GetConformer().GetPositions()[:, :2], atol=1e-4)
+    assert not xyz[:, 2].any()
+    assert flat["camera"][3:6] == [0, 0, 1]  # from the front: seen from behind, a drawing is its mirror image
+    assert (other["smiles"], other["notes"]) == ("[2H]CO", [])
+    assert "lookup" not in without_library(text).partition("</main>")[0].split("<script")[0]

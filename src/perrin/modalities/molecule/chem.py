@@ -9,6 +9,8 @@ that an aromatic bond (1.5) becomes 1 or 2 by a Kekulé structure and never by r
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,7 @@ def to_rdkit(molecule: Molecule) -> Chem.Mol:
             f"expected a molecule with bonds, given {molecule.name or 'one'} without (an XYZ file has none): "
             "give an SDF, or use the lookup protocol"
         )
-    mol = graph(molecule.numbers, molecule.bonds, molecule.charges, implicit=False)
+    mol = graph(molecule.numbers, molecule.bonds, molecule.charges, molecule.isotopes, implicit=False)
     conformer = Chem.Conformer(len(molecule))
     conformer.Set3D(not molecule.flat)
     for i, (x, y, z) in enumerate(np.asarray(molecule.positions, dtype=np.float64).tolist()):
@@ -56,7 +58,12 @@ def to_rdkit(molecule: Molecule) -> Chem.Mol:
 
 
 def graph(
-    numbers: np.ndarray, bonds: np.ndarray, charges: np.ndarray | None = None, *, implicit: bool
+    numbers: np.ndarray,
+    bonds: np.ndarray,
+    charges: np.ndarray | None = None,
+    isotopes: Iterable[tuple[int, int]] = (),
+    *,
+    implicit: bool,
 ) -> Chem.RWMol:
     """An RDKit molecule without coordinates, not sanitised.
 
@@ -64,6 +71,7 @@ def graph(
         numbers: atomic numbers, `[n]`.
         bonds: rows `(i, j, order)`, `[m, 3]`.
         charges: formal charges, `[n]`.
+        isotopes: pairs (atom, mass number).
         implicit: whether RDKit may add implicit hydrogens to atoms that lack them, as EDM's evaluation lets it.
     """
     mol = Chem.RWMol()
@@ -74,6 +82,8 @@ def graph(
     if charges is not None:
         for i in np.flatnonzero(charges).tolist():
             mol.GetAtomWithIdx(i).SetFormalCharge(int(charges[i]))
+    for i, mass in isotopes:
+        mol.GetAtomWithIdx(i).SetIsotope(mass)
     for i, j, order in bonds.tolist():
         if not (0 <= i < len(numbers) and 0 <= j < len(numbers)):
             raise PerrinError(f"bond {i + 1}-{j + 1} names an atom that is not there")
@@ -91,6 +101,18 @@ def sanitize(mol: Chem.Mol) -> Chem.Mol | None:
     with rdBase.BlockLogs():
         failed = Chem.SanitizeMol(copy, catchErrors=True)
     return None if failed else copy
+
+
+def rejection(mol: Chem.Mol) -> str:
+    """Why `sanitize` returns `None`, in RDKit's words."""
+    with rdBase.BlockLogs():
+        problems = Chem.DetectChemistryProblems(mol)
+    return from_one(problems[0].Message()) if problems else "no reason given"
+
+
+def from_one(text: str) -> str:
+    """RDKit's words with atoms counted from 1, as chemists do: `atom # 0 C` becomes `atom C1`."""
+    return re.sub(r"atom # (\d+) ([A-Z][a-z]?)", lambda m: f"atom {m[2]}{int(m[1]) + 1}", text)
 
 
 def canonical_smiles(mol: Chem.Mol) -> str | None:
@@ -170,6 +192,7 @@ def from_rdkit(mol: Chem.Mol, *, flat: bool = False) -> Molecule:
         bonds=np.array(sorted(bonds), dtype=np.int64).reshape(-1, 3),
         charges=np.array([atom.GetFormalCharge() for atom in atoms], dtype=np.int64),
         name=name,
+        isotopes=tuple((i, mass) for i, atom in enumerate(atoms) if (mass := atom.GetIsotope())),
         wedges=_wedges(edges) if drawn else None,
     )
 

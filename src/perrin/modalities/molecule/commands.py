@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_counts, counted, warn
+from perrin.errors import PerrinError, check_counts, counted, note, warn
 from perrin.modalities.molecule.structure import Molecule
 from perrin.run.device import choose_device
 
@@ -368,8 +368,8 @@ def _widths(text: str | None) -> tuple[float, ...]:
 
 def evaluate(a: Namespace) -> None:
     """`perrin evaluate FILE`: the table on the terminal, the numbers as JSON."""
-    from perrin.modalities.molecule.files import read_molecules
-    from perrin.modalities.molecule.kept import warn_bare
+    from perrin.modalities.molecule.files import read_molecules, read_sound
+    from perrin.modalities.molecule.kept import note_coinciding, warn_bare, without_isotopes
     from perrin.modalities.molecule.metrics import qm9_reference
     from perrin.run.atomic import write_json
     from perrin.run.pool import cpu_count
@@ -378,7 +378,13 @@ def evaluate(a: Namespace) -> None:
     if a.like not in (None, "qm9"):
         raise PerrinError(f"expected --like qm9, given {a.like!r}: it is the only reference so far")
     measures = _measures(a)
-    molecules = read_molecules(a.file)
+    if a.groups:
+        read_molecules(a.file)  # stops at a wrong record, without which the groups would be cut elsewhere
+    molecules, numbers, left_out = read_sound(a.file)
+    if left_out:
+        note(f"all below is of the {counted(len(molecules), 'molecules')} that could be read")
+    note_coinciding(molecules, a.file, numbers)
+    molecules = without_isotopes(molecules, a.file, numbers)
     warn_bare(molecules, a.file)
     data = qm9_reference() if a.like or a.all or measures.needs_reference else None
     result = _evaluate(
@@ -391,6 +397,7 @@ def evaluate(a: Namespace) -> None:
         data=data,
         workers=a.workers or cpu_count(),
     )
+    result["left_out"] = left_out
     if a.json:
         write_json(a.json, result)
 
@@ -423,17 +430,22 @@ def _measures(a: Namespace) -> Measures:
 def view(a: Namespace) -> None:
     """`perrin view FILE`: one HTML page beside it."""
     from perrin.modalities import page_beside
-    from perrin.modalities.molecule.files import read_molecules
-    from perrin.modalities.molecule.kept import warn_bare
+    from perrin.modalities.molecule.files import read_sound
+    from perrin.modalities.molecule.kept import completed, note_coinciding, note_of, warn_bare
     from perrin.modalities.molecule.metrics import evaluate as judge
     from perrin.modalities.molecule.metrics.lookup import VALENCE
     from perrin.run.outputs import read_record
 
-    molecules = read_molecules(a.file)
+    molecules, numbers, _ = read_sound(a.file, flat=True)
+    flat = [m.flat for m in molecules]
+    note_of(flat, numbers, a.file, "are flat drawings, shown in their plane; perrin conformers makes 3D ones")
+    note_coinciding(molecules, a.file, numbers)
+    molecules = [completed(m)[0] if m.flat else m for m in molecules]
     warn_bare(molecules, a.file)
     target = Path(a.out) if a.out else page_beside(a.file)
     protocol = _protocol(molecules, None)
-    if not {z for m in molecules for z in m.numbers.tolist()} <= set(VALENCE):  # the other one knows more
+    elements = {z for m in molecules for z in m.numbers.tolist()}
+    if any(flat) or not elements <= set(VALENCE):  # the other one knows more, and needs no distances
         protocol = "bonds" if protocol == "both" else ""
     metrics = judge(molecules, protocol, label=Path(a.file).name) if protocol else None
     _page(target, molecules, Path(a.file).name, metrics, read_record(a.file) or None, reference=a.reference)

@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, check_count, counted, listed, warn
+from perrin.errors import PerrinError, check_count, counted, listed, note, warn
 from perrin.modalities.molecule.commands import _labelled, _unpack
 from perrin.modalities.molecule.edit_commands import DEFAULT_MODEL, _draw, _fingerprint, _finish
 from perrin.modalities.molecule.structure import Molecule
+from perrin.modalities.molecule.textfile import kind
 from perrin.run.device import choose_device
-
-SHOWN = 3
-"""Entries that cannot be read and are named, one line each."""
 
 KCAL = 627.5094740631
 """kcal/mol in one hartree."""
@@ -29,6 +27,8 @@ def conformers(a: Namespace) -> None:
     """Draw until every molecule has N conformers that nothing is wrong with, at most `--tries` times each."""
     from perrin.modalities.molecule.conformers import ConformerSampler, each_query, unfit
     from perrin.modalities.molecule.edit import ATTEMPT, edit_options
+    from perrin.modalities.molecule.files import tell_left_out
+    from perrin.modalities.molecule.kept import without_isotopes
     from perrin.modalities.molecule.model import load_model
     from perrin.run.partial import PartialStore
     from perrin.run.progress import progress
@@ -41,15 +41,10 @@ def conformers(a: Namespace) -> None:
         require("tblite", "GFN2-xTB")
     entries = each_query(a.file)
     bad = [entry for entry in entries if isinstance(entry, PerrinError)]
-    if len(bad) == len(entries):
-        raise bad[0]
+    tell_left_out(bad, len(entries), a.file)
     model = load_model(a.model or DEFAULT_MODEL, device=choose_device(a.device))
     read = {k: entry for k, entry in enumerate(entries, 1) if not isinstance(entry, PerrinError)}
     faulty = {k: unfit(query.molecule, model.config.vocabulary) for k, query in read.items()}
-    for error in bad[:SHOWN]:
-        warn(f"left out: {error}")
-    if len(bad) > SHOWN:
-        warn(f"left out {len(bad) - SHOWN} more of the {len(entries)} entries of {a.file}")
     if all(faulty.values()):
         raise PerrinError(next(iter(faulty.values())))
     places = [k for k, fault in faulty.items() if fault]
@@ -62,10 +57,11 @@ def conformers(a: Namespace) -> None:
     queries = [read[k] for k in numbers_in_file]
     options = edit_options(model, model.options(steps=a.steps, solver=a.solver, balance=1), a.steps)
     if not model.config.network.parts:
-        print(
-            "perrin: note: the model was not trained with graphs given; conformers are slower and worse than they could be",
-            file=sys.stderr,
+        note(
+            "the model was not trained with graphs given; conformers are slower and worse than they could be"
         )
+    if kind(output) != ".sdf":
+        without_isotopes([q.molecule for q in queries], a.file, numbers_in_file)
     sampler = ConformerSampler(model, queries, a.n)
     plan = sampler.plan(options)
     if a.dry_run:
@@ -93,8 +89,9 @@ def conformers(a: Namespace) -> None:
             _draw(a, sampler, options, [i for i in numbers if i not in seen], store, seen)
             for i, number in zip(open_, numbers, strict=True):
                 drawn += 1
+                own = sampler.query(i).molecule
                 molecule, fault = sampler.checked(
-                    number, replace(seen[number], bonds=sampler.query(i).molecule.bonds)
+                    number, replace(seen[number], bonds=own.bonds, isotopes=own.isotopes)
                 )
                 faults[fault or "good"] += 1
                 if not fault:

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from perrin.core import CounterNoise, Plan, sample, sample_seeds
 from perrin.core.guides import Given, Shown
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.chem import from_rdkit, sanitize, to_rdkit, with_stereo
+from perrin.modalities.molecule.chem import from_rdkit, rejection, sanitize, to_rdkit, with_stereo
 from perrin.modalities.molecule.edit import ATTEMPT, Travel
 from perrin.modalities.molecule.fields import (
     BOND_ORDERS,
@@ -89,7 +89,8 @@ class Query:
         mol = sanitize(to_rdkit(whole))
         if mol is None:
             raise PerrinError(
-                "expected a molecule with right valences, given one that RDKit rejects: mend it"
+                f"expected a molecule with right valences, given {molecule.name or 'one'} that RDKit rejects "
+                f"({rejection(to_rdkit(whole))}): mend it"
             )
         with rdBase.BlockLogs():
             mol = with_stereo(mol)

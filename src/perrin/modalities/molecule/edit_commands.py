@@ -211,13 +211,15 @@ def _begin(a: Namespace) -> tuple[Path, MoleculeModel, SamplingOptions, list[Mol
     """What both verbs need: output, model, options, and the molecules with their hydrogens."""
     from perrin.modalities.molecule.fields import unsupported
     from perrin.modalities.molecule.files import read_molecules
-    from perrin.modalities.molecule.kept import with_hydrogens
+    from perrin.modalities.molecule.kept import note_coinciding, with_hydrogens, without_isotopes
     from perrin.modalities.molecule.model import load_model
 
     output = Path(a.out)
+    given = read_molecules(a.file)
+    note_coinciding(given, a.file)
     molecules = []
     missing = 0
-    for number, molecule in enumerate(read_molecules(a.file), 1):
+    for number, molecule in enumerate(without_isotopes(given, a.file), 1):
         try:
             full, count = with_hydrogens(molecule)
         except PerrinError as error:

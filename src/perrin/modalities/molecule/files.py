@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, warn
 from perrin.modalities.molecule.structure import Molecule
 from perrin.modalities.molecule.textfile import is_packed, kind, read_text
 from perrin.run.atomic import atomic_path, write_text
 from perrin.run.blocks import BlockWriter
 
 READABLE = ".sdf, .sdf.gz, .xyz, .extxyz, .smi, .smiles, .csv"
+SHOWN = 3
+"""Entries that cannot be read and are named, one line each."""
 WRITABLE_SUFFIXES = (".sdf", ".xyz", ".extxyz", ".smi", ".smiles")
 
 
@@ -40,14 +44,48 @@ def read_molecules(
     Raises:
         PerrinError: the file is missing, empty, of another kind, or a record in it is wrong (which one is said).
     """
+    return _all(each_molecule(path, elements, flat=flat), path)
+
+
+def each_molecule(
+    path: str | Path, elements: Collection[int] | None = None, *, flat: bool = False
+) -> Iterator[tuple[int, Molecule | PerrinError]]:
+    """The number of each entry of a file, from 1, and what `read_molecules` makes of it or says of it.
+
+    An XYZ file is read whole or not at all: where its next frame begins is known from the last one alone.
+    """
     suffix = kind(path)
     if suffix == ".sdf":
-        return read_sdf(path, elements, flat=flat)
+        return each_record(path, elements, flat=flat)
     if suffix in (".xyz", ".extxyz"):
-        return read_xyz(path, elements)
+        return iter(enumerate(read_xyz(path, elements), 1))
     if suffix in (".smi", ".smiles", ".csv"):
-        return read_smiles(path, elements)
+        return each_smiles(path, elements)
     raise PerrinError(f"expected a file with one of the suffixes {READABLE}, given {path}")
+
+
+def read_sound(path: str | Path, *, flat: bool = False) -> tuple[list[Molecule], list[int], list[int]]:
+    """The molecules of a file that can be read, the number of each in it, from 1, and the numbers of those that cannot,
+    which `tell_left_out` warns of.
+
+    Raises:
+        PerrinError: see `read_molecules`; of wrong records only where all are.
+    """
+    entries = list(each_molecule(path, flat=flat))
+    tell_left_out([entry for _, entry in entries if isinstance(entry, PerrinError)], len(entries), path)
+    sound = {number: entry for number, entry in entries if not isinstance(entry, PerrinError)}
+    left_out = [number for number, _ in entries if number not in sound]
+    return _not_empty(list(sound.values()), path), list(sound), left_out
+
+
+def tell_left_out(bad: Sequence[PerrinError], total: int, path: str | Path) -> None:
+    """Warn of what is wrong with entries of a file, `SHOWN` of them by name; raise the first if no other entry is left."""
+    if bad and len(bad) == total:
+        raise bad[0]
+    for error in bad[:SHOWN]:
+        warn(f"left out: {error}")
+    if len(bad) > SHOWN:
+        warn(f"left out {len(bad) - SHOWN} more of the {total} entries of {path}")
 
 
 def check_suffix(path: str | Path, suffixes: Sequence[str] = WRITABLE_SUFFIXES) -> None:
@@ -130,12 +168,7 @@ def read_sdf(
     Raises:
         PerrinError: see `read_molecules`.
     """
-    molecules = []
-    for _, molecule in each_record(path, elements, flat=flat):
-        if isinstance(molecule, PerrinError):
-            raise molecule
-        molecules.append(molecule)
-    return _not_empty(molecules, path)
+    return _all(each_record(path, elements, flat=flat), path)
 
 
 def each_record(
@@ -146,7 +179,7 @@ def each_record(
         where = f"record {number} of {path}"
         try:
             molecule = _molecule(block, where, flat=flat)
-            _check(molecule, elements, where)
+            _check(molecule, elements, where + _named(block))
             yield number, replace(molecule, properties=items)
         except PerrinError as error:
             yield number, error
@@ -163,10 +196,14 @@ def _molecule(block: str, where: str, *, flat: bool) -> Molecule:
         except (ValueError, RuntimeError):
             mol = None
     if mol is None and (symbol := _unknown_symbol(block)):
-        raise PerrinError(f"expected chemical elements, given {symbol!r} in {where}: correct or remove it")
-    if mol is None or mol.GetNumAtoms() == 0:
         raise PerrinError(
-            f"expected an SDF record (MDL mol block with atoms), given something else in {where}"
+            f"expected chemical elements, given {symbol!r} in {where}{_named(block)}: correct or remove it"
+        )
+    if mol is None or mol.GetNumAtoms() == 0:
+        reason = _reason(block) if mol is None else "no atoms"
+        raise PerrinError(
+            f"expected an SDF record (MDL mol block with atoms), given something else in {where}{_named(block)}"
+            + (f": {reason}" if reason else "")
         )
     if flat:
         Chem.ReapplyMolBlockWedging(mol)  # which reading takes away
@@ -235,18 +272,27 @@ def read_xyz(path: str | Path, elements: Collection[int] | None = None) -> list[
 
 def read_smiles(path: str | Path, elements: Collection[int] | None = None) -> list[Molecule]:
     """Molecules from `SMILES name` lines, or from the column `smiles` of a CSV file; the geometry is generated."""
+    return _all(each_smiles(path, elements), path)
+
+
+def each_smiles(
+    path: str | Path, elements: Collection[int] | None = None
+) -> Iterator[tuple[int, Molecule | PerrinError]]:
+    """The number of each entry of a SMILES or CSV file, from 1, and what `read_smiles` makes of it or says of it."""
     from perrin.modalities.molecule.chem import add_geometry
 
-    molecules = []
-    for number, smiles, name in smiles_entries(path):
-        where = f"line {number} of {path}"
+    for number, (line, smiles, name) in enumerate(smiles_entries(path), 1):
+        where = f"line {line} of {path}"
         try:
             molecule = add_geometry(smiles)
         except PerrinError as error:
-            raise PerrinError(f"{error} ({where})") from error
-        _check(molecule, elements, where)
-        molecules.append(replace(molecule, name=name))
-    return _not_empty(molecules, path)
+            yield number, PerrinError(f"{error} ({where})")
+            continue
+        try:
+            _check(molecule, elements, where)
+            yield number, replace(molecule, name=name)
+        except PerrinError as error:
+            yield number, error
 
 
 def smiles_entries(path: str | Path) -> list[tuple[int, str, str]]:
@@ -323,6 +369,33 @@ def _sdf_records(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
         yield number, block, {key: _value(value) for key, value in items.items()}
 
 
+def _named(block: str) -> str:
+    """`, 'aspirin'`: the title of a mol block, as text to follow its number; empty where it has none."""
+    title = " ".join(block.partition("\n")[0].split())[:80]
+    return f", {title!r}" if title else ""
+
+
+def _reason(block: str) -> str:
+    """Why RDKit cannot read a mol block, from its log; empty where that is switched off."""
+    from rdkit import Chem, rdBase
+
+    log = io.StringIO()
+    rdBase.LogToPythonStderr()
+    try:
+        with redirect_stderr(log):
+            Chem.MolFromMolBlock(block, sanitize=False, removeHs=False, strictParsing=True)
+    except (ValueError, RuntimeError) as error:
+        log.write(str(error))
+    finally:
+        rdBase.LogToCppStreams()
+    text = log.getvalue()
+    if lines := re.findall(r"^\[[\d:]+\] *(\S.*)", text, re.MULTILINE):
+        return re.sub(r"line ?(\d+)", r"line \1 of the record", lines[-1].rstrip(" ."))
+    if "bond already exists" in text:
+        return "two bonds between the same atoms"
+    return "a bond or property of an atom that is not there" if "Range Error" in text else ""
+
+
 def _unknown_symbol(block: str) -> str | None:
     """The first atom of a V2000 block whose symbol is no element, if that is what is wrong with it."""
     from ase.data import atomic_numbers
@@ -330,7 +403,7 @@ def _unknown_symbol(block: str) -> str | None:
     lines = block.splitlines()
     count = lines[3][:3].strip() if len(lines) > 3 else ""
     symbols = [line[31:34].strip() for line in lines[4 : 4 + int(count)]] if count.isdigit() else []
-    return next((symbol for symbol in symbols if symbol and symbol not in atomic_numbers), None)
+    return next((symbol for symbol in symbols if symbol.isalpha() and symbol not in atomic_numbers), None)
 
 
 def _value(text: str) -> Any:
@@ -357,6 +430,16 @@ def _check(molecule: Molecule, elements: Collection[int] | None, where: str) -> 
         )
     if not np.isfinite(molecule.positions).all():
         raise PerrinError(f"expected finite coordinates, given NaN or infinity in {where}")
+
+
+def _all(entries: Iterable[tuple[int, Molecule | PerrinError]], path: str | Path) -> list[Molecule]:
+    """The molecules of a file; what is wrong with the first entry that is none is raised."""
+    molecules = []
+    for _, molecule in entries:
+        if isinstance(molecule, PerrinError):
+            raise molecule
+        molecules.append(molecule)
+    return _not_empty(molecules, path)
 
 
 def _not_empty(molecules: list[Molecule], path: str | Path) -> list[Molecule]:

@@ -26,11 +26,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rdkit import Chem, rdBase
 
-from perrin.errors import PerrinError, counted, warn
-from perrin.modalities.molecule.chem import from_rdkit, graph, sanitize, to_rdkit, with_stereo
+from perrin.errors import PerrinError, counted, note, records, warn
+from perrin.modalities.molecule.chem import from_rdkit, graph, rejection, sanitize, to_rdkit, with_stereo
 from perrin.modalities.molecule.fields import Vocabulary
 from perrin.modalities.molecule.metrics.bonds import VALENCES
 from perrin.modalities.molecule.structure import Molecule
+
+COINCIDING = 0.1
+"""Å: what is closer is one place written twice; no bond is shorter than 0.7 Å."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +97,8 @@ def with_hydrogens(molecule: Molecule, stated: Iterable[tuple[int, int]] = ()) -
     sane = sanitize(mol)
     if sane is None:
         raise PerrinError(
-            f"expected a molecule with right valences, given {molecule.name or 'one'} that RDKit rejects: "
-            "mend it, or leave such molecules out with perrin rank"
+            f"expected a molecule with right valences, given {molecule.name or 'one'} that RDKit rejects "
+            f"({rejection(mol)}): mend it, or leave such molecules out with perrin rank"
         )
     with rdBase.BlockLogs():
         if molecule.flat:
@@ -153,6 +156,43 @@ def warn_bare(molecules: Sequence[Molecule], file: object) -> None:
             f"{bare} of {counted(len(molecules), 'molecules')} of {file} leave their hydrogens out and are taken as they "
             "are, as radicals: perrin rank adds what is left out"
         )
+
+
+def without_isotopes(
+    molecules: Sequence[Molecule], file: object, numbers: Sequence[int] | None = None
+) -> list[Molecule]:
+    """The molecules with atoms of natural masses, for where isotopes are not known, and one note if that changes any.
+
+    Arguments:
+        numbers: of each in the file, from 1; its place, if `None`.
+    """
+    note_of([bool(m.isotopes) for m in molecules], numbers, file, "have isotopes, which are dropped")
+    return [replace(m, isotopes=()) for m in molecules]
+
+
+def note_coinciding(
+    molecules: Sequence[Molecule], file: object, numbers: Sequence[int] | None = None
+) -> None:
+    """One note if molecules have atoms closer than `COINCIDING`; drawings may. Arguments as of `without_isotopes`."""
+    note_of(
+        [not m.flat and _coincide(m.positions) for m in molecules],
+        numbers,
+        file,
+        f"have atoms closer than {COINCIDING} Å, which no molecule has",
+    )
+
+
+def _coincide(positions: np.ndarray) -> bool:
+    gaps = np.linalg.norm(positions[:, None] - positions, axis=-1)
+    np.fill_diagonal(gaps, np.inf)
+    return bool((gaps < COINCIDING).any())
+
+
+def note_of(which: Sequence[bool], numbers: Sequence[int] | None, file: object, what: str) -> None:
+    """One note of how many molecules of a file are so, and which; `numbers` as of `without_isotopes`."""
+    found = [k for k, yes in zip(numbers or range(1, len(which) + 1), which, strict=True) if yes]
+    if found:
+        note(f"{len(found)} of {counted(len(which), 'molecules')} of {file} {what} ({records(found)})")
 
 
 def choose_atoms(text: str, molecule: Molecule, option: str) -> list[int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perrin.errors import PerrinError, listed
+from perrin.errors import PerrinError, records
 from perrin.modalities.molecule.structure import SYMBOLS, Molecule
 from perrin.modalities.molecule.units import UNITS, convert, known_unit
 from perrin.run.pool import map_unordered
@@ -186,25 +186,20 @@ def without(reasons: Sequence[str], numbers: Sequence[int] | None = None) -> str
         reasons: of each molecule, empty where it has predictions.
         numbers: of its record in the file, from 1; its place, if `None`.
     """
-    records: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for number, reason in zip(numbers or range(1, len(reasons) + 1), reasons, strict=True):
         if reason:
-            records.setdefault(reason, []).append(number)
-    if not records:
+            places.setdefault(reason, []).append(number)
+    if not places:
         return ""
     told = ", ".join(
-        f"{len(found)} {reason} ({_records(found)})"
-        for reason, found in sorted(records.items(), key=lambda pair: -len(pair[1]))
+        f"{len(found)} {reason} ({records(found)})"
+        for reason, found in sorted(places.items(), key=lambda pair: -len(pair[1]))
     )
     return (
-        f"no predictions for {sum(map(len, records.values()))} of {len(reasons)} molecules, which the property network "
+        f"no predictions for {sum(map(len, places.values()))} of {len(reasons)} molecules, which the property network "
         f"has not learnt from: {told}"
     )
-
-
-def _records(numbers: Sequence[int]) -> str:
-    """`record 3`, `records 1, 4, 9, …`."""
-    return f"record{'' if len(numbers) == 1 else 's'} {listed(numbers)}"
 
 
 def _flat(molecule: Molecule) -> bool:

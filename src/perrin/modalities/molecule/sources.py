@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from perrin.errors import PerrinError
+from perrin.errors import PerrinError, note
 from perrin.modalities.molecule.dataset import (
     Bucket,
     buckets_from_molecules,
@@ -26,6 +25,7 @@ from perrin.modalities.molecule.dataset import (
 )
 from perrin.modalities.molecule.fields import Vocabulary
 from perrin.modalities.molecule.files import read_molecules
+from perrin.modalities.molecule.kept import note_coinciding, without_isotopes
 from perrin.modalities.molecule.structure import Molecule
 from perrin.train.ranks import find_ranks
 from perrin.train.shared import shared_tensors
@@ -42,7 +42,8 @@ def training_data(
 
     def prepare() -> tuple[Vocabulary, list[Bucket], int]:
         if a.data:
-            molecules = read_molecules(a.data)
+            molecules = without_isotopes(read_molecules(a.data), a.data)
+            note_coinciding(molecules, a.data)
             return from_files(
                 molecules, vocabulary, source=a.data, limit=a.limit, properties=properties, spared=spared
             )
@@ -136,10 +137,9 @@ def from_files(
         name for name in properties if not any(isinstance(m.properties.get(name), int | float) for m in kept)
     ]
     if unlearnt := [name for name in lacking if name in spared]:
-        print(
-            f"perrin: note: no molecule in {source} has {', '.join(unlearnt)}: wishes for them stay possible, but "
-            "nothing is learnt of them",
-            file=sys.stderr,
+        note(
+            f"no molecule in {source} has {', '.join(unlearnt)}: wishes for them stay possible, but nothing is learnt "
+            "of them"
         )
     for name in lacking:
         if name not in spared:

@@ -29,6 +29,7 @@ class Molecule:
         properties: data items of the SDF record.
         stated: pairs (atom, hydrogens that it has and that are not written) of the atoms whose number a mol block states,
             by a valence or as a radical.
+        isotopes: pairs (atom, mass number) of the atoms that are a given isotope. Models and measures know none.
         wedges: of a flat drawing, rows (narrow end, other end, RDKit's number of the direction); `None` in 3D.
     """
 
@@ -39,6 +40,7 @@ class Molecule:
     name: str = ""
     properties: dict[str, Any] = field(default_factory=dict)
     stated: tuple[tuple[int, int], ...] = ()
+    isotopes: tuple[tuple[int, int], ...] = ()
     wedges: tuple[tuple[int, int, int], ...] | None = None
 
     @property
@@ -65,5 +67,6 @@ class Molecule:
             bonds=bonds,
             charges=self.charges[order],
             stated=tuple((place[i], count) for i, count in self.stated),
+            isotopes=tuple((place[i], mass) for i, mass in self.isotopes),
             wedges=None if self.wedges is None else tuple((place[i], place[j], d) for i, j, d in self.wedges),
         )

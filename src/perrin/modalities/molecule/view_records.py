@@ -7,7 +7,6 @@ record says why, and the drawing and the 3D view show the atoms and bonds that w
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +17,7 @@ from rdkit import Chem, rdBase
 from rdkit.Chem.Draw import rdMolDraw2D
 
 from perrin.errors import PerrinError
-from perrin.modalities.molecule.chem import graph
+from perrin.modalities.molecule.chem import from_one, graph, sanitize, to_rdkit, with_stereo
 from perrin.modalities.molecule.structure import Molecule
 
 _COLOURS: dict[int, str] = {
@@ -63,6 +62,8 @@ def record(molecule: Molecule) -> dict[str, Any]:
         "camera": _camera(xyz),
         **_chemistry(molecule, xyz, bonds),
     }
+    if molecule.flat:
+        data["notes"].append("a flat drawing, shown in its plane")
     if lost:
         data["notes"].append(f"{lost} of {len(xyz)} positions are not finite numbers")
     return data
@@ -103,7 +104,7 @@ def _chemistry(molecule: Molecule, xyz: np.ndarray, bonds: np.ndarray | None) ->
         return out
     with rdBase.BlockLogs():
         try:
-            mol = graph(molecule.numbers, bonds, molecule.charges, implicit=False).GetMol()
+            mol = graph(molecule.numbers, bonds, molecule.charges, molecule.isotopes, implicit=False).GetMol()
             out["fragments"] = len(Chem.GetMolFrags(mol))
         except (PerrinError, ValueError, RuntimeError, OverflowError) as error:
             return {**out, "valid": False, "notes": [f"does not sanitise: {_line(error)}"]}
@@ -119,7 +120,8 @@ def _chemistry(molecule: Molecule, xyz: np.ndarray, bonds: np.ndarray | None) ->
         try:
             if out["valid"]:
                 out["radicals"] = sum(atom.GetNumRadicalElectrons() for atom in sane.GetAtoms())
-                mol = _skeleton(sane, xyz)
+                drawn = sanitize(to_rdkit(molecule)) if molecule.flat else None
+                mol = _skeleton(sane, xyz) if drawn is None else Chem.RemoveHs(with_stereo(drawn))
                 out["smiles"] = Chem.MolToSmiles(mol)
             else:
                 mol = Chem.RemoveHs(mol, sanitize=False)
@@ -228,6 +230,4 @@ def _line(error: Exception) -> str:
         for s in lines
         if not s.startswith(("Pre-condition", "Invariant", "Violation", "Failed", "RDKIT", "BOOST"))
     ]
-    return re.sub(
-        r"atom # (\d+) ([A-Z][a-z]?)", lambda m: f"atom {m[2]}{int(m[1]) + 1}", (wanted or lines)[0]
-    )
+    return from_one((wanted or lines)[0])

@@ -134,6 +134,8 @@ def describe(molecule: Molecule) -> dict[str, Any]:
     if np.isfinite(molecule.positions).all():
         sane = sanitize(to_rdkit(molecule))
         smiles = isomeric_smiles(sane) if sane is not None else None
+        if sane is not None and molecule.isotopes:  # all else is of the elements
+            values["MW"] = round(Descriptors.MolWt(sane), 3)
     return {"valid": 1, "smiles": smiles or Chem.MolToSmiles(mol, isomericSmiles=False), **values}
 
 

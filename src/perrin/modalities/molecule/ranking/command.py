@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from perrin.errors import PerrinError, counted, warn
+from perrin.errors import PerrinError, counted, note, warn
 from perrin.modalities.molecule import ranked_beside
-from perrin.modalities.molecule.files import read_molecules
+from perrin.modalities.molecule.files import read_sound
+from perrin.modalities.molecule.kept import note_coinciding
 from perrin.modalities.molecule.predicted import DEFAULT, read_name
 from perrin.modalities.molecule.ranking.columns import COLUMNS, column_of
 from perrin.modalities.molecule.ranking.identity import read_known
@@ -42,7 +43,8 @@ def run(a: Namespace) -> None:
         top=a.top,
         workers=a.workers if a.workers is not None else cpu_count(),
     )
-    molecules = read_molecules(source, flat=True)
+    molecules, numbers, left_out = read_sound(source, flat=True)
+    note_coinciding(molecules, source, numbers)
     understood(options, molecules)  # said before a reference is read, which may take long
     known = read_known(a.reference, options.workers) if a.reference else None
     if known is not None and known.skipped:
@@ -52,7 +54,7 @@ def run(a: Namespace) -> None:
         )
 
     with ExitStack() as stack:
-        ranked = rank(molecules, options, known=known, advance=_Progress(stack))
+        ranked = rank(molecules, options, known=known, numbers=numbers, advance=_Progress(stack))
     if not ranked.molecules:
         steps = "; ".join(f"{n} after {text}" for text, n in ranked.counts.items() if text in options.where)
         raise PerrinError(
@@ -65,10 +67,9 @@ def run(a: Namespace) -> None:
             file=sys.stderr,
         )
     if ranked.flat:
-        print(
-            f"perrin: note: {ranked.flat} of {counted(len(molecules), 'molecules')} of {source} have flat coordinates: "
-            "GFN2-xTB, predictions and all else of 3D is left out for them; perrin conformers makes 3D ones",
-            file=sys.stderr,
+        note(
+            f"{ranked.flat} of {counted(len(molecules), 'molecules')} of {source} have flat coordinates: GFN2-xTB, "
+            "predictions and all else of 3D is left out for them; perrin conformers makes 3D ones"
         )
     if ranked.strange:
         warn(ranked.strange)
@@ -80,7 +81,7 @@ def run(a: Namespace) -> None:
         reference=None if known is None else {"name": known.name, "molecules": known.count},
         units={c: column.unit for c in ranked.columns if (column := column_of(c)) and column.unit},
         predicted=None if ranked.predicted is None else asdict(ranked.predicted),
-        result=ranked.counts,
+        result=ranked.counts | {"left_out": left_out},
     )
     write_record(record_path(output), content)
     _show(ranked, output)

@@ -5,7 +5,7 @@ fixed-hydrogen InChI without stereochemistry. SMILES tell apart what is one mole
 (CN=[N+]=[N-] and C[N-][N+]#N); InChI does not. The *standard* InChI goes further and merges tautomers with mobile
 hydrogens (2-pyridone and 2-hydroxypyridine), which are different molecules in 3D, with different properties; the
 fixed-hydrogen layer keeps them apart. Stereoisomers count as the same, as in the metrics: data sets of SMILES often
-lack their stereochemistry.
+lack their stereochemistry. So do isotopologues.
 """
 
 from __future__ import annotations
@@ -131,6 +131,10 @@ def parse(text: str, kind: str) -> Chem.Mol | None:
             mol = Chem.MolFromSmiles(text) if kind == "smiles" else Chem.MolFromMolBlock(text)
         except (ValueError, RuntimeError):
             return None
+        if mol is not None and any(atom.GetIsotope() for atom in mol.GetAtoms()):
+            for atom in mol.GetAtoms():
+                atom.SetIsotope(0)
+            mol = Chem.RemoveHs(mol)
     return mol if mol is not None and mol.GetNumAtoms() else None
 
 

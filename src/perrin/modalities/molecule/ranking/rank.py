@@ -142,6 +142,7 @@ def rank(
     options: RankOptions | None = None,
     *,
     known: Known | None = None,
+    numbers: Sequence[int] | None = None,
     advance: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Ranked:
     """Rank molecules.
@@ -151,6 +152,7 @@ def rank(
             Drawings (`Molecule.flat`) get no predictions and no xTB.
         options: what is asked.
         known: molecules to flag, from `identity.read_known`.
+        numbers: of each molecule in its file, from 1; its place, if `None`.
         advance: called with the stage, how many are done and of how many.
 
     Raises:
@@ -158,7 +160,8 @@ def rank(
             needs a geometry is asked for and no molecule has one.
     """
     options = options or RankOptions()
-    bare = next((i for i, m in enumerate(molecules, 1) if m.bonds is None), None)
+    numbers = numbers or range(1, len(molecules) + 1)
+    bare = next((i for i, m in zip(numbers, molecules, strict=True) if m.bonds is None), None)
     if bare is not None:
         raise PerrinError(
             f"expected molecules with bonds, given molecule {bare} without (an XYZ file has none): give an SDF or SMILES"
@@ -200,7 +203,7 @@ def rank(
     for row, pair, origin in zip(rows, found, first, strict=True):
         row["duplicate"] = int(origin is not None)
         if origin is not None:
-            row["duplicate_of"] = origin + 1
+            row["duplicate_of"] = numbers[origin]
         if known is not None:
             row["known"] = int(pair in known)
 
@@ -223,7 +226,11 @@ def rank(
         chosen = [
             i for i in left if rows[i]["valid"] and not predicted <= set(rows[i]) and not molecules[i].flat
         ]
-        strange = _predict(predictions, molecules, rows, chosen, advance, options.workers) if chosen else ""
+        strange = (
+            _predict(predictions, molecules, rows, chosen, numbers, advance, options.workers)
+            if chosen
+            else ""
+        )
         for where in [w for w in costly if w.name in predicted]:
             left = [i for i in left if where(rows[i])]
             counts[where.text] = len(left)
@@ -290,6 +297,7 @@ def _predict(
     molecules: Sequence[Molecule],
     rows: Sequence[dict[str, Any]],
     chosen: Sequence[int],
+    numbers: Sequence[int],
     advance: Callable[[str, int, int], None],
     workers: int,
 ) -> str:
@@ -310,7 +318,7 @@ def _predict(
     )
     for i, items in zip(chosen, found.items, strict=True):
         rows[i] |= {name: value for name, value in items.items() if name not in rows[i]}
-    return without(found.strange, [i + 1 for i in chosen])
+    return without(found.strange, [numbers[i] for i in chosen])
 
 
 def describe_all(molecules: Sequence[Molecule], workers: int = 1) -> list[dict[str, Any]]:
