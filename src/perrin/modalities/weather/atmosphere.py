@@ -270,6 +270,7 @@ class AtmosphereTask:
             in every degree, half of it common to both. A sample's have u² of this size, u uniform, in units of the changes'
             standard deviation. The target is the change from the state with its error to the true next one: the network
             learns to return.
+        leads: steps that a sample has after the two past states.
     """
 
     def __init__(
@@ -285,15 +286,16 @@ class AtmosphereTask:
         batch: int,
         seed: int,
         jitter: float = 0.0,
+        leads: int = 1,
     ) -> None:
         runs, length = (1, len(states)) if states.ndim == 4 else states.shape[:2]
         self.denoiser, self.states, self.days = denoiser, states.flatten(0, -4), days.flatten()
         self.length, self.constants, self.change = length, constants, change
-        self.stride, self.jitter = stride, jitter
+        self.stride, self.jitter, self.leads = stride, jitter, leads
         self.latitude, weight = gauss_latitudes(config.rows)
         self.root = (weight / weight.mean()).sqrt().float()[:, None]  # of each row's area
         self.config = {"model": config.to_json(), "states": runs * length, "jitter": jitter}
-        self.plan = BatchPlan([runs * (length - 2 * stride)], batch, seed)
+        self.plan = BatchPlan([runs * (length - (1 + leads) * stride)], batch, seed)
         self.criterion = DenoisingLoss()
 
     def to(self, device: torch.device) -> None:
@@ -314,9 +316,7 @@ class AtmosphereTask:
         self, step: int, *, generator: torch.Generator, rank: int, world: int
     ) -> tuple[Hashable, dict[str, Tensor]]:
         """See `perrin.train.Task`."""
-        _, index = self.plan(step)
-        each = self.length - 2 * self.stride
-        index = (index // each * self.length + index % each).to(self.states.device) + 2 * self.stride
+        index = self.last(step)
         before, now, after = (self.states[index - k * self.stride].float() for k in (2, 1, 0))
         if self.jitter:
             noise, layout = GeneratorNoise(generator), Dense(len(index), now.device)
@@ -326,6 +326,13 @@ class AtmosphereTask:
         more = extra_channels(self.constants, self.latitude, self.days[index - self.stride])
         batch["condition"] = torch.cat([now, before, more], 1)
         return 0, {k: v[rank::world] for k, v in batch.items()}
+
+    def last(self, step: int) -> Tensor:
+        """The numbers of the last states of the samples of a step."""
+        _, index = self.plan(step)
+        span = (1 + self.leads) * self.stride
+        each = self.length - span
+        return (index // each * self.length + index % each).to(self.states.device) + span
 
     def _err(
         self, before: Tensor, now: Tensor, noise: Noise, layout: Layout, generator: torch.Generator
