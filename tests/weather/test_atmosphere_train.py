@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("netCDF4")
 
 import xarray as xr
+from test_cf import complaints
 
 from perrin import load
 from perrin.bundle import read_bundle
@@ -65,7 +66,7 @@ def dataset(
     times = xr.date_range(start, periods=len(x), freq=freq, use_cftime=True, calendar=calendar)
     columns = x.shape[-1]
     data = {
-        n: (("time", "lat", "lon"), x[:, c], {"standard_name": s, "units": u})
+        n: (("time", "lat", "lon"), x[:, c], {"standard_name": s, "units": u, "cell_methods": "time: mean"})
         for c, (n, (s, u, _, _)) in enumerate(WORDS.items())
     }
     coords = {"time": times, "lat": np.asarray(latitude), "lon": np.arange(columns) * 360 / columns}
@@ -162,10 +163,11 @@ def _forecast_and_verify(plain: Path, folder: Path, capsys: pytest.CaptureFixtur
         "--workers",
         "1",
     ]
-    for name, file in (("raw", str(plain)), ("small", small)):
-        out = str(folder / f"{name}.zarr")
+    for name, file in (("raw.nc", str(plain)), ("small.zarr", small)):
+        out = str(folder / name)
         assert main(["forecast", my, "--file", file, *more, "-o", out]) == 0
-    raw, own = (open_fields(folder / f"{n}.zarr").read("zg500") for n in ("raw", "small"))
+    assert complaints(folder / "raw.nc") == []
+    raw, own = (open_fields(folder / n).read("zg500") for n in ("raw.nc", "small.zarr"))
     np.testing.assert_allclose(raw, own, atol=0.02)
     report = str(folder / "v.json")
     words = [str(folder / "small.zarr"), small, "--against", "persistence", "--json", report]
@@ -244,6 +246,13 @@ def test_no_step_reaches_over_a_gap(plain: Path) -> None:
     assert float(norm.change * norm.std) == pytest.approx(1, rel=3e-3)  # rounded
     assert record.after(99, 24) is None
     assert record.after(99, 96) == 100
+    latitude = gauss_latitudes(8)[0]
+    often = dataset(on_grid(coefficients(40), latitude, 16), latitude, freq="6h")
+    record = Record([Fields(often.isel(time=[*range(12), *range(14, 40)]), "often")])
+    assert record.stride(24) == 4
+    assert record.runs(np.ones(38, bool)) == [12, 26]
+    assert record.days[:5].tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert record.after(8, 24) == 18
 
 
 def test_a_run_that_was_killed_goes_on(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

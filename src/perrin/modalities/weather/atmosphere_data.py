@@ -28,7 +28,9 @@ from perrin.modalities.weather.regrid import resolved, to_gauss
 MOST = 32
 """Rows of a Gauss grid, unless told: more take longer than an hour."""
 BLOCK = 64
-"""Times that are read at once."""
+"""Times that are read at once, at most."""
+_POINTS = 2**23
+"""Of a field that are read at once."""
 _STATIC = {
     "surface_altitude": (0, 1 / 3000),
     "surface_geopotential": (0, 1 / (9.80665 * 3000)),
@@ -179,8 +181,12 @@ class Record:
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """All states, some at a time."""
-        for at in range(0, len(self.times), BLOCK):
-            times = slice(at, min(at + BLOCK, len(self.times)))
+        largest = max(
+            len(s.fields.latitude) * len(s.fields.longitude) for one in self.sources.values() for s in one
+        )
+        size = max(1, min(BLOCK, _POINTS // largest))
+        for at in range(0, len(self.times), size):
+            times = slice(at, min(at + size, len(self.times)))
             yield times, self.read(times)
 
     @cached_property

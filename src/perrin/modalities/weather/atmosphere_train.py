@@ -7,6 +7,7 @@ bundle holds, rounded as it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,11 +201,18 @@ def train_atmosphere(
         config,
         norm,
         constants,
-        record.attributes,
+        {name: _of_forecasts(words) for name, words in record.attributes.items()},
         steps=1 if options.loss == "crps" else 16,
         name=folder.name,
     )
     return model, losses
+
+
+def _of_forecasts(words: dict[str, str]) -> dict[str, str]:
+    """Attributes of a field by period, where the record's is by time."""
+    return {
+        k: re.sub(r"\btime:", "forecast_period:", v) if k == "cell_methods" else v for k, v in words.items()
+    }
 
 
 def _task(loss: str) -> Callable[..., AtmosphereTask]:
