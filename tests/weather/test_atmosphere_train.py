@@ -252,7 +252,8 @@ def test_no_step_reaches_over_a_gap(plain: Path) -> None:
     assert record.stride(24) == 4
     assert record.runs(np.ones(38, bool)) == [12, 26]
     assert record.days[:5].tolist() == [0, 0.25, 0.5, 0.75, 1]
-    assert record.after(8, 24) == 18
+    assert record.after(8, 24) is None
+    assert record.after(10, 24) == 12
 
 
 def test_a_run_that_was_killed_goes_on(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
