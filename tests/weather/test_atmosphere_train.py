@@ -341,7 +341,7 @@ def test_what_does_not_fit_is_said_in_a_line(
     members = set_.expand_dims(realization=[0, 1])
     noleap = set_.convert_calendar("noleap").drop_vars("ta850").rename(zg500="z")
     short = set_.isel(time=slice(0, 20))
-    flat = set_.assign(ta850=0 * set_.ta850 + 1)
+    flat = set_.assign(ta850=0 * set_.ta850 + set_.ta850[0])
     files = {"holes": holes, "region": region, "members": members, "noleap": noleap, "short": short}
     files |= {"sixty": set_, "flat": flat, "coarse": coarse}
     for name, one in files.items():
@@ -366,7 +366,7 @@ def test_what_does_not_fit_is_said_in_a_line(
             of("short"),
             "expected 30 or more steps of 24 hours with the state before to train on, given 16 in 18 times",
         ),
-        (of("flat"), "expected fields that vary, given ta850 of flat.nc, which is 1 everywhere"),
+        (of("flat"), "expected fields that vary, given ta850 of flat.nc, which is the same at all times"),
         (
             [*sixty, "--hours", "36"],
             "expected --hours that the record's interval of 24 hours divides, given 36",

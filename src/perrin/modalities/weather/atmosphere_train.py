@@ -106,10 +106,10 @@ def read_states(record: Record) -> Tensor:
             out[times] = transform.inverse(transform(torch.from_numpy(x).double())).float()
             advance(len(x))
     for name, one in zip(record.names, out.unbind(1)):
-        if float(one.min()) == float(one.max()):
+        if bool((one == one[:1]).all()):
             raise PerrinError(
-                f"expected fields that vary, given {name} of {record.label}, which is {float(one.max()):g} everywhere: "
-                "leave it out (--variables)"
+                f"expected fields that vary, given {name} of {record.label}, which is the same at all times: leave it out "
+                "(--variables)"
             )
     return out
 
