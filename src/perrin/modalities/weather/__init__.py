@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,28 @@ if TYPE_CHECKING:
     from perrin.bundle import Bundle
 
 REFERENCES = ("climatology", "persistence", "anomaly-persistence")
+
+
+class _Files(Action):
+    """One name as it is, several as a list."""
+
+    def __call__(
+        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+def _add_record(group: Any) -> None:
+    """What a record for an atmosphere is made of."""
+    group.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="atmosphere: of the Gauss grid, a multiple of 8 (default: what the files resolve, at most 32)",
+    )
+    group.add_argument(
+        "--static", metavar="FILE", help="atmosphere: a file with orography and land, if the others have none"
+    )
 
 
 class WeatherModality(Modality):
@@ -43,13 +65,22 @@ class WeatherModality(Modality):
             group.add_argument(
                 "--file",
                 metavar="FILE",
-                help="sst: a monthly record of the sea's temperature; coarse: fine fields; rain: radar files, zipped; "
+                nargs="+",
+                action=_Files,
+                help="sst: a monthly record of the sea's temperature; atmosphere: fields by time, one file or more; "
+                "coarse: fine fields; rain: radar files, zipped; "
                 "ensemble: a folder of members or a pattern in quotes",
             )
             group.add_argument(
                 "--like",
                 metavar="FILE",
                 help="ensemble: a file of the grid to write on (default: the members')",
+            )
+            _add_record(group)
+            group.add_argument(
+                "--variables",
+                metavar="NAMES",
+                help="atmosphere: which, with commas (default: all that have a time)",
             )
             group.add_argument(
                 "--cell", type=float, metavar="X", help="sst, rain: degrees (default 5; rain 0.01)"
@@ -94,12 +125,12 @@ class WeatherModality(Modality):
                 action="store_true",
                 help="sst: start from months however far from the model's climatology, such as those of another climate",
             )
-            group.add_argument("--days", type=int, metavar="N", help="speedy: how far ahead (default 15)")
-            group.add_argument("--years", type=int, metavar="N", help="speedy: how far ahead, in years")
+            group.add_argument("--days", type=int, metavar="N", help="by day: how far ahead (default 15)")
+            group.add_argument("--years", type=int, metavar="N", help="by day: how far ahead, in years")
             group.add_argument(
                 "--every",
                 metavar="5d|month",
-                help="speedy: write means over days or calendar months (default: write every step)",
+                help="by day: write means over days or calendar months (default: write every step)",
             )
             group.add_argument(
                 "--forcing",
@@ -145,7 +176,24 @@ class WeatherModality(Modality):
             group.add_argument(
                 "--data",
                 metavar="FILE",
-                help="sst: a monthly record; downscale: fine fields by time; qg: of perrin data weather/qg",
+                nargs="+",
+                action=_Files,
+                help="atmosphere: fields by time of the whole sphere, one file or more; sst: a monthly record; "
+                "downscale: fine fields by time; qg: of perrin data weather/qg",
+            )
+            _add_record(group)
+            group.add_argument(
+                "--hours",
+                type=int,
+                default=24,
+                metavar="H",
+                help="atmosphere: of a step, which the record's interval divides (default 24)",
+            )
+            group.add_argument(
+                "--loss",
+                default="crps",
+                metavar="NAME",
+                help="atmosphere: crps, one evaluation a step, or diffusion, 16 of them (default crps)",
             )
             group.add_argument(
                 "--forcing",
@@ -155,7 +203,8 @@ class WeatherModality(Modality):
             group.add_argument(
                 "--variables",
                 metavar="NAMES",
-                help="downscale, scenario: which, with commas (default: the only one)",
+                help="downscale, scenario: which, with commas (default: the only one); atmosphere: (default: all "
+                "that have a time)",
             )
             group.add_argument(
                 "--factor", type=int, default=4, metavar="F", help="downscale: cells each way in one (4)"
@@ -193,19 +242,25 @@ class WeatherModality(Modality):
                 help="qg: the data's states from one to the next (2)",
             )
             group.add_argument(
-                "--width", type=int, default=32, metavar="N", help="downscale: of the networks (default 32)"
+                "--width",
+                type=int,
+                metavar="N",
+                help="downscale: of the networks (default 32); atmosphere: a multiple of 16 (default 48 on a GPU, "
+                "32 on a CPU)",
             )
             group.add_argument(
                 "--patch", type=int, metavar="N", help="downscale: cells of a piece to train on (64)"
             )
             group.add_argument(
-                "--years", default="1950-1994", metavar="YYYY-YYYY", help="sst: to fit (default 1950-1994)"
+                "--years",
+                metavar="YYYY-YYYY",
+                help="to fit; sst: (default 1950-1994); atmosphere: (default: all but what is to choose on)",
             )
             group.add_argument(
                 "--choose",
-                default="1995-1999",
                 metavar="YYYY-YYYY",
-                help="sst: on which the ensemble's width is chosen (default 1995-1999)",
+                help="sst: on which the ensemble's width is chosen (default 1995-1999); atmosphere: kept apart, to score "
+                "forecasts on (default: the last tenth)",
             )
         elif verb == "correct":
             group.add_argument(

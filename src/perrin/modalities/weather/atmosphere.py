@@ -11,7 +11,7 @@ from cell to cell would crowd at the poles. Fields lie on the Gauss grid of L ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -224,6 +224,14 @@ def extra_channels(constants: Tensor, latitude: Tensor, day: Tensor) -> Tensor:
     return torch.cat([fixed, torch.stack([angle.cos(), angle.sin(), light], 1)], 1)
 
 
+def last_states(lengths: Sequence[int], span: int) -> Tensor:
+    """The numbers of states that have `span` others of their own run before them, where runs follow one another."""
+    firsts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    return torch.cat(
+        [torch.arange(a + span, a + n) if n > span else torch.arange(0) for a, n in zip(firsts, lengths)]
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Normalisation:
     """Of states and of changes: `mean`, `std`, `change`, `[C]` each."""
@@ -233,13 +241,24 @@ class Normalisation:
     change: Tensor
 
     @staticmethod
-    def fit(states: Tensor, stride: int, weight: Tensor) -> Normalisation:
-        """From states `[T, C, rows, columns]`, a step being `stride` of them, and the rows' area weights."""
-        w = (weight / weight.sum() / states.shape[-1]).to(states)[:, None]
-        mean = (states.mean(0) * w).sum((-2, -1))
-        std = (((states - mean[:, None, None]) ** 2).mean(0) * w).sum((-2, -1)).sqrt()
-        change = (((states[stride:] - states[:-stride]) ** 2).mean(0) * w).sum((-2, -1)).sqrt() / std
-        return Normalisation(mean, std, change)
+    def fit(
+        states: Tensor, stride: int, weight: Tensor, lengths: Sequence[int] | None = None
+    ) -> Normalisation:
+        """From states `[T, C, rows, columns]`, a step being `stride` of them, the rows' area weights, and the lengths of the
+        runs that the states are of; rounded as a bundle keeps them."""
+        w = (weight / weight.sum() / states.shape[-1]).double()[:, None]
+
+        def average(f: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
+            parts = (f(i).double().sum(0) for i in index.split(256))
+            return (sum(parts) / len(index) * w).sum((-2, -1))
+
+        every = torch.arange(len(states))
+        ends = last_states([len(states)] if lengths is None else lengths, stride)
+        mean = average(lambda i: states[i], every)
+        std = average(lambda i: (states[i].double() - mean[:, None, None]) ** 2, every).sqrt()
+        change = average(lambda i: (states[i].double() - states[i - stride].double()) ** 2, ends).sqrt() / std
+        std, change = (x.log().half().float().exp() for x in (std, change))
+        return Normalisation((mean / std).half().float() * std, std, change)
 
     def to(self, device: torch.device) -> Normalisation:
         """On another device."""
@@ -271,6 +290,10 @@ class AtmosphereTask:
             standard deviation. The target is the change from the state with its error to the true next one: the network
             learns to return.
         leads: steps that a sample has after the two past states.
+        lengths: of the runs that follow one another in `states`, `[T, …]`; no sample reaches from one into the next.
+
+    Raises:
+        PerrinError: no run is long enough for a sample.
     """
 
     def __init__(
@@ -287,15 +310,23 @@ class AtmosphereTask:
         seed: int,
         jitter: float = 0.0,
         leads: int = 1,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         runs, length = (1, len(states)) if states.ndim == 4 else states.shape[:2]
+        lengths = [length] * runs if lengths is None else lengths
         self.denoiser, self.states, self.days = denoiser, states.flatten(0, -4), days.flatten()
-        self.length, self.constants, self.change = length, constants, change
+        self.constants, self.change = constants, change
         self.stride, self.jitter, self.leads = stride, jitter, leads
         self.latitude, weight = gauss_latitudes(config.rows)
         self.root = (weight / weight.mean()).sqrt().float()[:, None]  # of each row's area
-        self.config = {"model": config.to_json(), "states": runs * length, "jitter": jitter}
-        self.plan = BatchPlan([runs * (length - (1 + leads) * stride)], batch, seed)
+        self.config = {"model": config.to_json(), "states": sum(lengths), "jitter": jitter}
+        self.ends = last_states(lengths, (1 + leads) * stride)
+        if not len(self.ends):
+            raise PerrinError(
+                f"expected runs of more than {(1 + leads) * stride} states for {leads} leads, given {max(lengths)} at most: "
+                "fewer leads, or a longer record"
+            )
+        self.plan = BatchPlan([len(self.ends)], batch, seed)
         self.criterion = DenoisingLoss()
 
     def to(self, device: torch.device) -> None:
@@ -330,9 +361,7 @@ class AtmosphereTask:
     def last(self, step: int) -> Tensor:
         """The numbers of the last states of the samples of a step."""
         _, index = self.plan(step)
-        span = (1 + self.leads) * self.stride
-        each = self.length - span
-        return (index // each * self.length + index % each).to(self.states.device) + span
+        return self.ends[index].to(self.states.device)
 
     def _err(
         self, before: Tensor, now: Tensor, noise: Noise, layout: Layout, generator: torch.Generator

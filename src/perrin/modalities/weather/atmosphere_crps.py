@@ -1,16 +1,16 @@
 """An atmosphere in one evaluation a step: the same network, trained on the fair CRPS of its own ensemble.
 
-The denoiser at t = T, near 1, sees noise and hardly anything of the change. Its estimate there is taken as the change itself,
-a function of that noise: a member is one evaluation. With two members of noise of their own, r_1 and r_2, and truth y, both
-terms of
+The denoiser at t = T, near 1, sees noise and hardly anything of the change. Its estimate there is taken as the change
+itself, a function of that noise: a member is one evaluation. With two members of noise of their own, r_1 and r_2, and truth
+y, both terms of
 
     CRPS = (|r_1 − y| + |r_2 − y|) / 2 − |r_1 − r_2| / 2
 
 are unbiased (Ferro 2014), so its mean is least where members and truth are draws of one distribution, at every point
-(Lang et al. 2024, arXiv:2412.15832; Alet et al. 2025, arXiv:2506.10772). Points alone would not make fields: the same score of
-the coefficients of spherical harmonics, each in units of its degree's deviation of a day's change, asks for the right variance
-on every scale (Bonev et al. 2025, arXiv:2507.12144). Members go on from their own states for `leads` steps, and are scored at
-each, so that the network learns from what it does to itself; lead k has the weight 1/k.
+(Lang et al. 2024, arXiv:2412.15832; Alet et al. 2025, arXiv:2506.10772). Points alone would not make fields: the same score
+of the coefficients of spherical harmonics, each in units of its degree's deviation of a day's change, asks for the right
+variance on every scale (Bonev et al. 2025, arXiv:2507.12144). Members go on from their own states for `leads` steps, and
+are scored at each, so that the network learns from what it does to itself; lead k has the weight 1/k.
 
 The estimate of a regression, which is what a denoiser gives at t = T, is where such a training begins: the spread comes by
 itself, as the second term falls with it at first order and the first one rises at second. What is trained is an
@@ -19,7 +19,7 @@ itself, as the second term falls with it at first order and the first one rises 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ from perrin.nets.sphere import power
 
 START = 0.999
 """T: the first time of an `AtmosphereModel`'s grid, and the only one of its steps of one evaluation."""
+FLOOR = 0.03
+"""Of the degrees' deviations, as a share of the largest: a degree that the data do not have would count for all of them."""
 
 
 class CRPSTask(AtmosphereTask):
@@ -68,12 +70,10 @@ class CRPSTask(AtmosphereTask):
         jitter: float = 0.0,
         leads: int = 1,
         spectral: float = 0.1,
+        lengths: Sequence[int] | None = None,
     ) -> None:
-        length = len(states) if states.ndim == 4 else states.shape[1]
-        if leads < 1 or length <= (1 + leads) * stride:
-            raise PerrinError(
-                f"expected runs of more than {(1 + leads) * stride} states for {leads} leads, given {length}: fewer leads"
-            )
+        if leads < 1:
+            raise PerrinError(f"expected leads of at least 1, given {leads}")
         super().__init__(
             denoiser,
             config,
@@ -86,18 +86,18 @@ class CRPSTask(AtmosphereTask):
             seed=seed,
             jitter=jitter,
             leads=leads,
+            lengths=lengths,
         )
         self.sizes, self.spectral = config, spectral
         self.held = [config.fields.index(name) for name in config.holds]
         self.config |= {"leads": leads, "spectral": spectral, "criterion": "crps"}
-        some = torch.linspace(0, len(self.states) - 1 - stride, min(512, len(self.states) - stride)).long()
+        some = self.ends[torch.linspace(0, len(self.ends) - 1, min(512, len(self.ends))).long()] - stride
         a = harmonics(config.rows, config.columns, config.rows)(
             (self.states[some + stride].float() - self.states[some].float()) / change[:, None, None]
         )
         l = torch.arange(config.rows)
-        self.scale = (
-            (4 * torch.pi * power(a).mean(0) / (2 * l + 1)).sqrt().clamp(min=1e-6)
-        )  # of |a_lm|, [C, L]
+        scale = (4 * torch.pi * power(a).mean(0) / (2 * l + 1)).sqrt()  # of |a_lm|, [C, L]
+        self.scale = scale.clamp(min=FLOOR * float(scale.max()))
         parts = torch.tril(torch.ones(config.rows, config.rows))  # of each degree: 2 l + 1 numbers
         self.share = parts / (2 * l + 1)[:, None] / config.rows
 

@@ -33,7 +33,9 @@ from perrin.modalities.weather.atmosphere import (
     extra_channels,
     harmonics,
 )
-from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes
+from perrin.modalities.weather.names import named
+from perrin.modalities.weather.regrid import to_gauss
+from perrin.nets.sphere import gauss_latitudes
 
 if TYPE_CHECKING:  # the model runs where there is no xarray
     from perrin.modalities.weather.fields import Fields
@@ -56,7 +58,7 @@ class AtmosphereModel:
         norm: of states and changes.
         constants: `[2, rows, columns]`.
         attributes: of each field.
-        sample_states: of a simulated start, `[K, 2, C, rows, columns]`, or `[2, …]` for one analysis.
+        sample_states: of a simulated start, `[K, 2, C, rows, columns]`, or `[2, …]` for one analysis; or none.
         sample_day: of the year.
         sample_truth: the states that the simulation went through, from the one before the start on, `[T, C, …]`, or none.
         steps: network evaluations for a step.
@@ -73,8 +75,8 @@ class AtmosphereModel:
         norm: Normalisation,
         constants: Tensor,
         attributes: dict[str, dict[str, str]],
-        sample_states: Tensor,
-        sample_day: float,
+        sample_states: Tensor | None = None,
+        sample_day: float = 0.0,
         *,
         steps: int = 16,
         sample_truth: Tensor | None = None,
@@ -83,7 +85,9 @@ class AtmosphereModel:
     ) -> None:
         self.denoiser, self.config, self.norm, self.constants = denoiser, config, norm, constants
         self.attributes, self.sample_day, self.sample_truth = attributes, sample_day, sample_truth
-        self.sample_states = sample_states if sample_states.ndim == 5 else sample_states[None]
+        if sample_states is not None and sample_states.ndim == 4:
+            sample_states = sample_states[None]
+        self.sample_states = sample_states
         self.steps, self.name, self.sha256 = steps, name, sha256
         self.latitude = gauss_latitudes(config.rows)[0].numpy()
         self.longitude = np.arange(config.columns) * 360 / config.columns
@@ -116,8 +120,9 @@ class AtmosphereModel:
             "norm.log_std": n.std.log(),
             "norm.log_change": n.change.log(),
             "constants": self.constants,
-            "sample_states": n.normalise(self.sample_states),
         }
+        if self.sample_states is not None:
+            out["sample_states"] = n.normalise(self.sample_states)
         if self.sample_truth is not None:
             out["sample_truth"] = n.normalise(self.sample_truth)
         return out | {f"network.{k}": v for k, v in self.denoiser.named_parameters()}
@@ -156,7 +161,7 @@ class AtmosphereModel:
                 norm,
                 w["constants"].to(device),
                 model["attributes"],
-                norm.restore(w["sample_states"].to(device)),
+                norm.restore(w["sample_states"].to(device)) if "sample_states" in w else None,
                 float(model["sample_day"]),
                 steps=int(model["steps"]),
                 sample_truth=norm.restore(w["sample_truth"].to(device)) if "sample_truth" in w else None,
@@ -169,7 +174,15 @@ class AtmosphereModel:
             ) from error
 
     def sample_starts(self) -> list[AtmosphereStart]:
-        """The simulated state that comes with the model; its year is made up."""
+        """The simulated state that comes with the model; its year is made up.
+
+        Raises:
+            PerrinError: it has none.
+        """
+        if self.sample_states is None:
+            raise PerrinError(
+                f"expected --file with states to start from, given none: {self.name} has no sample of its own"
+            )
         states = (
             self.sample_states.cpu().numpy().copy()
         )  # a view would dangle when the model is sent to a worker
@@ -209,10 +222,11 @@ class AtmosphereModel:
         Raises:
             PerrinError: a field, the state before, or some place is missing.
         """
-        lacking = [name for name in self.config.fields if name not in fields.parts]
+        parts = named(fields) | {part: part for part in fields.parts}
+        lacking = [name for name in self.config.fields if name not in parts]
         if lacking:
             raise PerrinError(
-                f"expected the fields {', '.join(self.config.fields)}, given {', '.join(fields.parts)} in {fields.label}: "
+                f"expected the fields {', '.join(self.config.fields)}, given {', '.join(named(fields))} in {fields.label}: "
                 f"rename or add {lacking[0]}"
             )
         if not fields.is_global:
@@ -227,7 +241,7 @@ class AtmosphereModel:
                         f"expected states at {time} and {self.config.hours} hours before, given none at {at} in "
                         f"{fields.label}"
                     )
-                each = [self._regrid(fields, name, i) for name in self.config.fields]
+                each = [self._regrid(fields, parts[name], i) for name in self.config.fields]
                 pair.append(np.stack([x if x.ndim == 3 else x[None] for x in each], 1))
             out.append(AtmosphereStart(time=time, states=np.stack(pair, 1)))
         return out
@@ -239,18 +253,7 @@ class AtmosphereModel:
             raise PerrinError(
                 f"expected {name} everywhere, given missing values in {fields.label}: fill them first"
             )
-        rows, columns = self.config.rows, self.config.columns
-        if len(fields.latitude) == rows and np.allclose(fields.latitude, self.latitude, atol=1e-3):
-            same = len(fields.longitude) == columns and abs(fields.longitude[0]) < 1e-6
-            if same:
-                return x.astype(np.float32)
-        width = len(fields.longitude)
-        degree = min(rows, len(fields.latitude) - 1, (width + 1) // 2)
-        there = SphericalHarmonics(
-            torch.from_numpy(fields.latitude), width, degree=degree, first=float(fields.longitude[0])
-        )
-        here = SphericalHarmonics(torch.from_numpy(self.latitude), columns, degree=degree)
-        return here.inverse(there(torch.from_numpy(x))).numpy().astype(np.float32)
+        return to_gauss(x, fields.latitude, fields.longitude, self.config.rows, self.config.columns)
 
     @torch.no_grad()
     def step(self, now: Tensor, before: Tensor, day: float, noise: CounterNoise) -> Tensor:

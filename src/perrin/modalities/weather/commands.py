@@ -71,6 +71,13 @@ def data(a: Namespace) -> None:
 
         qg_commands.data(a)
         return
+    if a.target == "weather/atmosphere":
+        from perrin.modalities.weather import atmosphere_commands
+
+        atmosphere_commands.data(a)
+        return
+    if isinstance(a.file, list):
+        raise PerrinError(f"expected one --file for {a.target}, given {len(a.file)}: join them")
     if a.target == "weather/coarse":
         coarse(a)
         return
@@ -82,7 +89,7 @@ def data(a: Namespace) -> None:
         return
     if a.target != "weather/sst":
         raise PerrinError(
-            f"expected weather/sst, speedy, qg, rain, coarse or ensemble, given {a.target!r}: choose one of them"
+            f"expected weather/sst, atmosphere, speedy, qg, rain, coarse or ensemble, given {a.target!r}: choose one of them"
         )
     if not a.file:
         raise PerrinError("expected --file with a monthly record of sea surface temperature, given none")

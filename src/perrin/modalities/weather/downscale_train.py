@@ -35,6 +35,7 @@ from perrin.modalities.weather.downscaling import (
     spread,
 )
 from perrin.modalities.weather.grid import cell_areas, is_circle
+from perrin.modalities.weather.names import attributes
 from perrin.modalities.weather.scores import crps
 from perrin.nets.local_unet import LocalUNet
 from perrin.train import Trainer, TrainOptions
@@ -134,12 +135,6 @@ def tell_left_out(record: FineRecord, factor: int) -> None:
         warn(
             f"{' and '.join(parts)} at the ends left out, which make up no whole cells of {factor} x {factor}"
         )
-
-
-def attributes(fields: Fields, part: str) -> dict[str, str]:
-    """What is kept of a variable's attributes."""
-    found = fields.dataset[fields.parts[part].variable].attrs
-    return {k: str(found[k]) for k in ("standard_name", "long_name", "units", "cell_methods") if k in found}
 
 
 def prepare(

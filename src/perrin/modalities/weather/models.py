@@ -309,7 +309,7 @@ def train_downscale(a: Namespace) -> None:
         static=not (a.anywhere or a.amounts),
         cell=float(record_.lat_edges[1] - record_.lat_edges[0]),
         unit=a.unit,
-        width=a.width,
+        width=a.width or 32,
     )
     used = ~inside(record_.times, held)
     chosen = inside(record_.times, parse_spans([a.calibrate] if a.calibrate else []))
@@ -356,6 +356,11 @@ def train(a: Namespace) -> None:
     if a.target == "weather/downscale":
         train_downscale(a)
         return
+    if a.target == "weather/atmosphere":
+        from perrin.modalities.weather import atmosphere_commands
+
+        atmosphere_commands.train(a)
+        return
     if a.target in ("weather/qg", "weather/scenario"):
         (qg_commands if a.target == "weather/qg" else scenario_commands).train(a)
         return
@@ -364,10 +369,12 @@ def train(a: Namespace) -> None:
 
     if a.target != "weather/sst":
         raise PerrinError(
-            f"expected weather/sst, weather/downscale, weather/scenario or weather/qg, given {a.target!r}: say one of them "
-            "(weather/rain and weather/sst-fine are made by weather/downscale); others cannot be trained so far"
+            f"expected weather/atmosphere, sst, downscale, scenario or qg, given {a.target!r}: say one of them "
+            "(weather/speedy is made by weather/atmosphere, weather/rain and "
+            "weather/sst-fine are made by weather/downscale); others cannot be trained so far"
         )
     out = begin(a, "a monthly record of sea surface temperature")
+    a.years, a.choose = a.years or "1950-1994", a.choose or "1995-1999"
     options = SSTOptions(training=parse_years(a.years), choice=parse_years(a.choose))
     train_options = options_of(
         a, steps=800, batch=128, lr=1e-3, warmup=100, log_every=200, weight_decay=0.1, ema=0.98

@@ -26,10 +26,12 @@ def begin(a: Namespace, data: str, *counts: str) -> Path:
         counts: further arguments that must be at least 1, if given.
 
     Raises:
-        PerrinError: there is no `--data`, but `--from`, a count is below 1, or `--out` is a file.
+        PerrinError: there is no `--data`, or several, but `--from`, a count is below 1, or `--out` is a file.
     """
     if not a.data:
         raise PerrinError(f"expected --data with {data}, given none")
+    if isinstance(a.data, list) and a.target != "weather/atmosphere":
+        raise PerrinError(f"expected one file for --data of {a.target}, given {len(a.data)}: join them")
     if a.start:
         raise PerrinError(f"expected no --from for {a.target}, which starts anew: leave it out")
     check_counts(**{name: getattr(a, name) for name in (*_COUNTS, *counts)})
