@@ -12,4 +12,6 @@ os.environ.setdefault("DUCC0_NUM_THREADS", "1")
 
 import torch
 
+import perrin  # noqa: F401  (before MKL's first product: see perrin._keep_bits)
+
 torch.set_num_threads(1)
