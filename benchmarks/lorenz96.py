@@ -4,7 +4,8 @@
     python benchmarks/lorenz96.py --prior prior.safetensors
 
 40 sites, steps of 0.05, errors of variance 1. An analysis is of the last state of a window of `--window` steps, from the
-observations in it alone, without a background: the prior has the dynamics, no analysis knows another. dapper's filters have
+observations in it alone, without a background: the prior has the dynamics, no analysis knows another. Cycles are a filter of
+pieces that the same prior forecasts (`perrin.modalities.weather.cycles`), from all observations before. dapper's filters have
 the equations and all observations before; they are run if dapper is installed (it needs Python 3.12), each with several
 inflations and radii, and the best of these is printed. Where one diverges that is said.
 """
@@ -30,6 +31,7 @@ from perrin.core import (
     Gaussian,
     NetworkDenoiser,
 )
+from perrin.modalities.weather.cycles import PieceFilter
 from perrin.modalities.weather.lorenz import MEAN, STD, trajectories
 from perrin.modalities.weather.windows import (
     FIELD,
@@ -39,6 +41,7 @@ from perrin.modalities.weather.windows import (
     WindowSmoother,
     WindowTask,
     build_denoiser,
+    gaspari_cohn,
 )
 from perrin.train import Trainer, TrainOptions
 
@@ -129,6 +132,41 @@ def windows(
     return rmse, float(error.std() / len(error) ** 0.5 / (2 * rmse)), spread
 
 
+def cycles(
+    denoiser: NetworkDenoiser,
+    config: WindowConfig,
+    h: Callable[[Any], Any],
+    every: int,
+    a: argparse.Namespace,
+    truths: int = 4,
+    burn_in: int = 40,
+) -> tuple[float, float, float]:
+    """The time mean of the RMSE of a filter of pieces, its standard error over truths, and the members' spread.
+
+    As dapper's filters it begins about the truth, with departures of 0.15 of the climate's, and has all observations before.
+    """
+    T, n = config.length, config.sites
+    x = trajectories(truths, a.cycles + T, seed=a.seed, spinup=600)
+    g = torch.Generator().manual_seed(1)
+    y = [
+        h(x[:, k]) + torch.randn(truths, n, generator=g) if k % every == 0 else None
+        for k in range(a.cycles + T)
+    ]
+    others = trajectories(truths * 32, T, seed=a.seed + 1, spinup=600).unflatten(0, (truths, 32))
+    model = PieceFilter(
+        denoiser=denoiser.eval().requires_grad_(False),
+        process=Composite(fields={FIELD: Gaussian(features=(T, n))}),
+        taper=gaspari_cohn(n, 6.0).float(),
+        shift=MEAN,
+        scale=STD,
+        inflation=1.01,
+    )
+    pieces = x[:, None, :T] + 0.15 * (others - others.mean(1, keepdim=True))
+    found = model.run(y[T:], Sight(h=h), pieces=pieces)
+    e = ((found.mean - x[:, T:].transpose(0, 1)) ** 2).mean(-1).sqrt()[burn_in:].mean(0)
+    return float(e.mean()), float(e.std() / truths**0.5), float(found.std[burn_in:].mean())
+
+
 def peers(h: Callable[[Any], Any], every: int, steps: int) -> dict[str, str]:
     """dapper's filters on one run: the best of `TUNING`."""
     import dapper.da_methods as da
@@ -174,6 +212,7 @@ def main() -> None:
     p.add_argument("--members", type=int, default=8)
     p.add_argument("--window", type=int, default=20)
     p.add_argument("--stride", type=int, default=5)
+    p.add_argument("--cycles", type=int, default=300, help="of the filter of pieces")
     p.add_argument("--seed", type=int, default=99, help="of the truth")
     a = p.parse_args()
     denoiser, config = read(a.prior) if a.prior else train(a.minutes, a.save)
@@ -184,6 +223,10 @@ def main() -> None:
         print(
             f"{name}: windows, RMSE {rmse:.3f} ± {error:.3f}, spread {spread:.3f}, {took:.0f} s", flush=True
         )
+        begin = time.perf_counter()
+        rmse, error, spread = cycles(denoiser, config, h, every, a)
+        took = time.perf_counter() - begin
+        print(f"{name}: cycles, RMSE {rmse:.3f} ± {error:.3f}, spread {spread:.3f}, {took:.0f} s", flush=True)
         if importlib.util.find_spec("dapper"):
             for peer, found in peers(h, every, 400).items():
                 print(f"{name}: {peer}, RMSE {found}", flush=True)
