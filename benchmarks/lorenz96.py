@@ -4,8 +4,8 @@
     python benchmarks/lorenz96.py --prior prior.safetensors
 
 40 sites, steps of 0.05, errors of variance 1. An analysis is of the last state of a window of `--window` steps, from the
-observations in it alone, without a background: the prior has the dynamics, no analysis knows another. Cycles are a filter of
-pieces that the same prior forecasts (`perrin.modalities.weather.cycles`), from all observations before. dapper's filters have
+observations in it alone, without a background: the prior has the dynamics, no analysis knows another. Cycles are a filter
+of pieces that the same prior forecasts (`perrin.modalities.weather.cycles`), from all observations before. dapper's have
 the equations and all observations before; they are run if dapper is installed (it needs Python 3.12), each with several
 inflations and radii, and the best of these is printed. Where one diverges that is said.
 """
