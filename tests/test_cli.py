@@ -256,7 +256,6 @@ WRONG = {
     "evaluate text.sdf": "text.sdf",
     "evaluate empty.sdf": "empty.sdf",
     "evaluate bytes.sdf": "bytes.sdf",
-    "evaluate element.sdf": "Xq",
     "evaluate folder.sdf": "folder.sdf",
     "evaluate plain": ".sdf",
     "evaluate bad.smi": "line 1",

@@ -89,7 +89,8 @@ class CRPSTask(AtmosphereTask):
             lengths=lengths,
         )
         self.sizes, self.spectral = config, spectral
-        self.held = [config.fields.index(name) for name in config.holds]
+        self.held = torch.zeros(len(config.fields), config.rows, config.rows, dtype=torch.bool)
+        self.held[[config.fields.index(name) for name in config.holds], 0, 0] = True  # of coefficients
         self.config |= {"leads": leads, "spectral": spectral, "criterion": "crps"}
         some = self.ends[torch.linspace(0, len(self.ends) - 1, min(512, len(self.ends))).long()] - stride
         a = harmonics(config.rows, config.columns, config.rows)(
@@ -104,7 +105,7 @@ class CRPSTask(AtmosphereTask):
     def to(self, device: torch.device) -> None:
         """Move the data."""
         super().to(device)
-        self.scale, self.share = self.scale.to(device), self.share.to(device)
+        self.scale, self.share, self.held = (x.to(device) for x in (self.scale, self.share, self.held))
         self.area = self.root.square()
 
     def prepare(
@@ -146,8 +147,8 @@ class CRPSTask(AtmosphereTask):
             r = model({FIELD: noise}, t, condition=torch.cat([now, before, more], 1), layouts=layouts)[FIELD]
             with torch.autocast(device.type, enabled=False):
                 found = transform(now + self.change[:, None, None] * r.float())
-                if self.held:
-                    found = _with_means(found, transform(now), self.held)
+                if self.sizes.holds:
+                    found = torch.where(self.held, transform(now), found)
                 before, now = now, transform.inverse(found)
                 points, scales = self._scores(now, found, batch["truth"][:, k], transform)
             out[f"crps_{k + 1}"], out[f"spectral_{k + 1}"] = points, scales
@@ -172,10 +173,3 @@ class CRPSTask(AtmosphereTask):
 def _fair(one: Tensor, two: Tensor) -> Tensor:
     """The fair CRPS of two members, given their errors."""
     return (one.abs() + two.abs() - (one - two).abs()) / 2
-
-
-def _with_means(found: Tensor, now: Tensor, held: list[int]) -> Tensor:
-    """Coefficients with the means of others, for some fields."""
-    keep = torch.zeros(found.shape[1:], dtype=torch.bool, device=found.device)
-    keep[held, 0, 0] = True
-    return torch.where(keep, now, found)
