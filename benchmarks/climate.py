@@ -3,6 +3,7 @@
     perrin forecast weather/speedy --members 1 --years 10 -o decade.zarr
     perrin data weather/speedy --days 3650 -o truth.zarr
     python benchmarks/climate.py decade.zarr truth.zarr [--json FILE]
+    python benchmarks/climate.py decade.zarr truth/             # the runs of benchmarks/speedy_truth.py: decades of truth
 
 All numbers are root mean squares over the sphere. A time mean is that of the twelve calendar months' means, so that months
 that one of the two has more often do not count more. Internal variability is the standard deviation of means as long as the
@@ -11,6 +12,9 @@ years of each month's mean, Σ_m v_m / (144 Y) for Y years: months of SPEEDY und
 independent (the table says how nearly). The error contains that of the truth's own mean; `of bias` is without it and the
 rollout's, √(error² − noise²). Bias correction learns from the first half of the truth and is measured on the second, whose
 own distance from the first is the best that it can reach.
+
+A folder of `benchmarks/speedy_truth.py` has many runs of a season each. Every part of a month with ten days or more of a run
+counts for its length, states of noon and midnight together; variances are between the runs that have 28 days of it.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from perrin.modalities.weather.fields import Fields, open_fields
 from perrin.nets.sphere import SphericalHarmonics, power
 from perrin.run.atomic import write_json
 
+NAMES = ("zg510", "ta835", "hus835", "ua835", "va835", "ua340", "ps")
+"""Of the fields of `speedy_truth.py`."""
 TARGET = 1.5
 Means = dict[int, np.ndarray]
 
@@ -77,6 +83,68 @@ class Series:
         return out
 
 
+class Runs:
+    """A field of the training runs of `speedy_truth.py`: calendar months of runs in place of years."""
+
+    def __init__(self, folder: Path, field: int) -> None:
+        ends = np.cumsum([31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
+        days = np.load(folder / "train_days.npy")
+        months = np.minimum(np.searchsorted(ends, np.floor(days), side="right"), 11)
+        found: dict[int, list[tuple[np.ndarray, int]]] = {m: [] for m in range(12)}
+        for x, which in zip(np.load(folder / "train_states.npy", mmap_mode="r"), months, strict=True):
+            for m in np.unique(which):
+                at = np.flatnonzero(which == m)
+                if len(at) >= 20:  # twice a day
+                    found[m].append((x[at, field].astype("f8").mean(0), len(at)))
+        self.months = [(np.stack([x for x, _ in v]), np.array([k for _, k in v])) for v in found.values()]
+        self.years = sum(k.sum() for _, k in self.months) / 2 / 365.25
+
+    def mean(self) -> np.ndarray:
+        """The mean of the months' means."""
+        return np.mean([np.average(x, 0, k) for x, k in self.months], 0)
+
+    def variances(self) -> list[np.ndarray]:
+        """Of each month's means."""
+        return [x[k >= 56].var(0, ddof=1) for x, k in self.months]
+
+    def noise(self) -> np.ndarray:
+        """The variance of `mean`."""
+        parts = zip(self.variances(), self.months, strict=True)
+        return np.mean([v * 61 / k.sum() for v, (_, k) in parts], 0) / 12  # a month has 61 states
+
+
+def beside_runs(rollout: Fields, folder: Path) -> dict[str, Any]:
+    """A rollout's time mean beside that of runs, printed."""
+    area = rollout.area / rollout.area.sum()
+    results: dict[str, Any] = {}
+    print(f"{'field':>11} {'error':>11} {'variab.':>11} {'own':>11} {'error / v.':>11} {'perfect':>11}")
+    for field, part in enumerate(NAMES):
+        truth, ours = Runs(folder, field), Series(rollout, part, rollout).means()
+        if len(ours) < 12:
+            raise SystemExit(
+                f"expected every calendar month of {part}, given {len(ours)}: roll out a year or more"
+            )
+        years = float(np.mean([len(x) for x in ours.values()]))
+        error = np.mean([ours[m].mean(0) for m in range(12)], 0) - truth.mean()
+        v, own = np.mean(truth.variances(), 0) / 12 / years, variance(ours) / years
+        rms, internal, mine = (float(np.sqrt((x * area).sum())) for x in (error**2, v, own))
+        perfect = float(np.sqrt(((v + truth.noise()) * area).sum())) / internal
+        results[part] = {"years": years, "truth_years": truth.years, "error": rms, "internal_variability": internal,
+                         "rollout_variability": mine, "ratio": rms / internal, "perfect": perfect}  # fmt: skip
+        cells = [
+            part,
+            *(f"{x:.3g}" for x in (rms, internal, mine)),
+            f"{rms / internal:.2f}",
+            f"{perfect:.2f}",
+        ]
+        print(" ".join(f"{x:>11}" for x in cells), flush=True)
+    worst = max(r["ratio"] for r in results.values())
+    print(
+        f"\nerror / variability: target up to {TARGET}, found up to {worst:.2f}; {truth.years:.0f} years of truth"
+    )
+    return results
+
+
 def time_mean(means: Means, months: list[int]) -> np.ndarray:
     """Of the year, or of those of its months."""
     return np.mean([means[m].mean(0) for m in months], 0)
@@ -106,7 +174,13 @@ def main() -> None:
     p.add_argument("truth", type=Path)
     p.add_argument("--json", type=Path)
     a = p.parse_args()
-    rollout, truth = open_fields(a.rollout), open_fields(a.truth)
+    rollout = open_fields(a.rollout)
+    if (a.truth / "train_states.npy").exists():
+        found = beside_runs(rollout, a.truth)
+        if a.json:
+            write_json(a.json, found)
+        return
+    truth = open_fields(a.truth)
     area = rollout.area / rollout.area.sum()
     transform = SphericalHarmonics(
         torch.from_numpy(rollout.latitude), rollout.longitude.size, degree=rollout.latitude.size

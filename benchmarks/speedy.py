@@ -6,8 +6,12 @@
 
 Without `--bundle` a model is trained, without `--twin` a twin. To rerun the tables of `docs/weather/forecast.md`
 takes a GPU, jcm for `speedy_truth.py` (3 minutes there, hours on a CPU; its 2 GB do not ship) and minutes for a twin.
-`weather/speedy` itself was trained twice, 7649 steps of 96 from nothing and 9998 of 128 from there on other runs; what
-is trained here has its configuration, from nothing. All start from the same analyses (see `speedy_truth.py`):
+`weather/speedy-diffusion` was trained twice, 7649 steps of 96 from nothing and 9998 of 128 from there on other runs; what
+is trained here has its configuration, from nothing. `weather/speedy` is two trainings by CRPS from there:
+
+    python benchmarks/speedy.py truth/ --crps 1 --start weather/speedy-diffusion --minutes 6.5 --lr 8e-4 --out one
+    python benchmarks/speedy.py truth/ --crps 3 --start one/bundle --minutes 5 --lr 4e-4 --cooldown 0.85 --out three
+ All start from the same analyses (see `speedy_truth.py`):
 member k of the model from the two states, a day apart, of member k of the truth ensemble; the twin, the same network trained
 as a regression in mean absolute error, and persistence from the centre. Climatology is an ensemble of training states within
 20 days of the season; the linear inverse model (`--modes` functions of the training runs' anomalies from a course of the
@@ -19,6 +23,7 @@ to compare ratios with.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +44,7 @@ from perrin.modalities.weather.atmosphere import (
     build_denoiser,
     extra_channels,
 )
+from perrin.modalities.weather.atmosphere_crps import CRPSTask
 from perrin.modalities.weather.atmosphere_model import AtmosphereModel
 from perrin.modalities.weather.lim import LinearInverseModel
 from perrin.nets.sphere import SphericalHarmonics, gauss_latitudes, power
@@ -130,16 +136,17 @@ class Linear:
         return found.unflatten(1, state.shape)
 
 
-def options(minutes: float, cuda: bool) -> TrainOptions:
+def options(minutes: float, cuda: bool, crps: bool = False, **more: float) -> TrainOptions:
     """How both are trained."""
+    how: dict[str, Any] = {"batch": 96, "lr": 1.2e-3, "warmup": 500, "cooldown": 0.5, "ema": 0.9995}
+    if crps:  # two members of each case
+        how |= {"batch": 64, "warmup": 200, "ema": 0.999, "compile": cuda}
+    if not cuda:
+        how |= {"batch": 8, "warmup": 2, "ema": 0.5}
     return TrainOptions(
         steps=10**9,
         minutes=minutes,
-        batch=96 if cuda else 8,
-        lr=1.2e-3,
-        warmup=500 if cuda else 2,
-        cooldown=0.5,
-        ema=0.9995 if cuda else 0.5,
+        **how | more,
         weight_decay=0.02,
         precision="bf16-mixed" if cuda else "32-true",
         cuda_graphs=cuda,
@@ -178,9 +185,14 @@ class Benchmark:
         self.test_days = np.concatenate([np.load(str(f).replace("_states", "_days")) for f in files])
         weight = gauss_latitudes(32)[1]
         self.weight = (weight / weight.sum()).float()[:, None].to(self.device) / 64
+        self.start: AtmosphereModel | None = (
+            load(find_bundle(a.start), device=str(self.device)) if a.start else None
+        )
         if a.bundle:
             self.model: AtmosphereModel = load(find_bundle(a.bundle), device=str(self.device))
             self.config, self.norm = self.model.config, self.model.norm
+        elif self.start:
+            self.config, self.norm = replace(self.start.config, dropout=0.0), self.start.norm
         else:
             self.norm = fit(x, weight).to(self.device)
             vectors = ("ua835", "va835", "ua340")
@@ -209,9 +221,15 @@ class Benchmark:
         else:
             cuda = self.device.type == "cuda"
             change = self.norm.change.cpu()
-            if self.config.climatology:
+            if self.start:
+                with torch.no_grad():
+                    for p, q in zip(denoiser.parameters(), self.start.denoiser.parameters(), strict=True):
+                        p.copy_(q)
+            elif self.config.climatology:
                 denoiser.network.climatology.fit(self.states.flatten(0, 1), change)
-            how = options(minutes, cuda)
+            crps = kind is CRPSTask
+            given = {"lr": self.a.lr, "cooldown": self.a.cooldown if crps else None}
+            how = options(minutes, cuda, crps, **{k: v for k, v in given.items() if v is not None})
             task = kind(
                 denoiser,
                 self.config,
@@ -222,7 +240,8 @@ class Benchmark:
                 change,
                 batch=how.batch,
                 seed=0,
-                jitter=0.0 if kind is Twin else 0.3,
+                jitter=0.0 if kind is Twin else 0.1 if crps else 0.3,
+                **({"leads": self.a.crps, "spectral": 0.2} if crps else {}),
             )
             log = Trainer(task, how, self.a.out / f"{name}-run", devices=1).run()
             print(
@@ -238,11 +257,18 @@ class Benchmark:
 
     def train_model(self) -> AtmosphereModel:
         """A new model, and its bundle."""
-        denoiser = self.train(AtmosphereTask, self.a.minutes, "model")
+        denoiser = self.train(CRPSTask if self.a.crps else AtmosphereTask, self.a.minutes, "model")
         words = {n: dict(zip(("standard_name", "units"), WORDS[n[:2]])) for n in NAMES}
         start = torch.from_numpy(np.ascontiguousarray(self.tests[0, 1, [1, 0]])).to(self.device)
         model = AtmosphereModel(
-            denoiser, self.config, self.norm, self.constants, words, start, float(self.test_days[0, 1])
+            denoiser,
+            self.config,
+            self.norm,
+            self.constants,
+            words,
+            start,
+            float(self.test_days[0, 1]),
+            steps=1 if self.a.crps else 16,
         )
         write_bundle(
             self.a.out / "bundle",
@@ -391,6 +417,10 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("truth", type=Path)
     p.add_argument("--bundle")
+    p.add_argument("--crps", type=int, metavar="LEADS", help="train by CRPS, one evaluation a day")
+    p.add_argument("--start", metavar="BUNDLE", help="what trainings begin from, with its fields' statistics")
+    p.add_argument("--lr", type=float, help="of trainings")
+    p.add_argument("--cooldown", type=float, help="of a training by CRPS")
     p.add_argument("--minutes", type=float, default=5.0)
     p.add_argument("--twin", type=Path, help="weights of a twin that was trained before")
     p.add_argument("--twin-minutes", type=float, default=1.0)

@@ -190,7 +190,7 @@ WRONG = {
     "invert particle/plasma --measured m.h5 -n 2 -o out.h5": "which is for perrin simulate",
     "invert weather/sst --measured m.h5 -n 2 -o out.h5": "(particle/kolmogorov, particle/nbody), given weather/sst",
     "assimilate particle/kolmogorov --observations a.csv -o out.nc": "works with (weather/sst)",
-    "forecast molecule/qm9 --months 3 -o out.nc": "works with (weather/speedy, weather/sst), given molecule/qm9",
+    "forecast molecule/qm9 --months 3 -o out.nc": "weather/speedy-diffusion, weather/sst), given molecule/qm9",
     "data molecule/qm9 -o out.sdf": "works with (particle, weather), given molecule/qm9",
     "rank fields.nc": "works with (.sdf,",
     "verify good.sdf good.sdf": "works with (.nc,",

@@ -237,24 +237,25 @@ def test_groups_of_members_are_those_of_any_number(
     np.testing.assert_allclose(open_fields(tmp_path / "alone.zarr").read("u"), few, atol=1e-3)
 
 
-def test_the_bundle_that_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["speedy", "speedy-diffusion"])
+def test_the_bundles_that_ship(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """From its sample of a held-out date: far better than persistence on the first two days, with the truth's spectrum."""
     out, truth = str(tmp_path / "e.zarr"), str(tmp_path / "t.nc")
     words = ["--members", "3", "--days", "2", "--workers", "1", "--device", "cpu", "-o", out]
-    assert main(["forecast", "weather/speedy", *words]) == 0
+    assert main(["forecast", f"weather/{name}", *words]) == 0
     assert main(["data", "weather/speedy", "--sample", "-o", truth]) == 0
     report = tmp_path / "v.json"
     assert main(["verify", out, truth, "--against", "persistence", "--json", str(report)]) == 0
     assert "zg510 (m): 3 members, fair CRPS" in capsys.readouterr().out
     found = json.loads(report.read_text())["variables"]
     assert len(found) == 7
-    for name in ("zg510", "ta835", "ua835"):
-        for lead in found[name]["leads"]:
+    for field in ("zg510", "ta835", "ua835"):
+        for lead in found[field]["leads"]:
             assert lead["references"]["persistence"]["skill"]["crps"]["value"] > 0.6
             # of one truth: a degree's log power has a standard error near 0.2, the mean of 19 one near 0.05
             power = {k: np.array(v)[1:20] for k, v in lead["spectrum"].items()}
             assert abs(np.log(power["forecast"] / power["truth"]).mean()) < 0.15
-    folder = MODALITY.bundle_folder() / "speedy"
+    folder = MODALITY.bundle_folder() / name
     assert sum(p.stat().st_size for p in folder.iterdir()) < 15e6
 
 

@@ -395,6 +395,12 @@ def test_what_does_not_fit_is_said_in_a_line(
             [*sixty, "--years", "2001-2001", "--choose", "2001-2002"],
             "expected --choose apart from --years, given 2001-2002",
         ),
+        (
+            [*sixty, "--loss", "diffusion", "--leads", "2"],
+            "expected --leads 1 with --loss diffusion, given 2",
+        ),
+        ([*sixty, "--leads", "0"], "expected --leads of at least 1, given 0"),
+        ([*sixty, "--leads", "40"], "expected 30 or more steps of 24 hours"),
         ([*sixty, "--loss", "mse"], "expected --loss crps or diffusion, given 'mse'"),
         ([*sixty, "--static", str(tmp_path / "none.nc")], "which does not exist: check the path"),
         ([], "expected --data with fields by time of the whole sphere, given none"),

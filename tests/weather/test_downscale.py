@@ -397,7 +397,7 @@ def test_the_work_of_tiles(size: int, circle: bool, cells: int) -> None:
 
 REFUSED = {
     "downscale weather/sst two.nc -o a.nc": "a bundle that 'perrin downscale' works with",
-    "forecast model -o a.nc": "works with (weather/speedy, weather/sst)",
+    "forecast model -o a.nc": "works with (weather/speedy, weather/speedy-diffusion, weather/sst)",
     "downscale model none.nc -o a.nc": "given none.nc, which does not exist",
     "downscale model two.nc -o a.txt": "ends in .nc",
     "downscale model two.nc -o a.nc --tile 0": "expected --tile of at least 1",

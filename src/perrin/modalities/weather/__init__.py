@@ -196,6 +196,13 @@ class WeatherModality(Modality):
                 help="atmosphere: crps, one evaluation a step, or diffusion, 16 of them (default crps)",
             )
             group.add_argument(
+                "--leads",
+                type=int,
+                default=1,
+                metavar="N",
+                help="atmosphere: steps that members go in training by crps, each of them scored (default 1)",
+            )
+            group.add_argument(
                 "--forcing",
                 metavar="FILE",
                 help="scenario: a CSV table of year and temperature (default: the run's own area mean)",

@@ -107,9 +107,11 @@ def data(a: Namespace) -> None:
 
 def train(a: Namespace) -> None:
     """`perrin train weather/atmosphere --data FILE [FILE …] --out DIR`: 20 minutes on a CPU."""
-    out = begin(a, "fields by time of the whole sphere", "width", "hours")
+    out = begin(a, "fields by time of the whole sphere", "width", "hours", "leads")
     if a.loss not in _LOSSES:
         raise PerrinError(f"expected --loss {' or '.join(_LOSSES)}, given {a.loss!r}")
+    if a.loss == "diffusion" and a.leads > 1:
+        raise PerrinError(f"expected --leads 1 with --loss diffusion, given {a.leads}: leave it out")
     years, choose = (parse_years(x) if x else None for x in (a.years, a.choose))
     device = choose_device(a.device)
     gpu = device != "cpu"
@@ -121,7 +123,7 @@ def train(a: Namespace) -> None:
     )
     if a.width:
         sizes["width"] = a.width
-    options = AtmosphereOptions(hours=a.hours, loss=a.loss, **sizes)
+    options = AtmosphereOptions(hours=a.hours, loss=a.loss, leads=a.leads, **sizes)
     pairs = 2 if a.loss == "crps" else 1  # two members of each case
     if a.minutes is None and a.steps is None:
         a.minutes = 10.0 if gpu else 20.0

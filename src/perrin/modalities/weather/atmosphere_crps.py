@@ -93,11 +93,13 @@ class CRPSTask(AtmosphereTask):
         self.held[[config.fields.index(name) for name in config.holds], 0, 0] = True  # of coefficients
         self.config |= {"leads": leads, "spectral": spectral, "criterion": "crps"}
         some = self.ends[torch.linspace(0, len(self.ends) - 1, min(512, len(self.ends))).long()] - stride
-        a = harmonics(config.rows, config.columns, config.rows)(
-            (self.states[some + stride].float() - self.states[some].float()) / change[:, None, None]
+        device = self.states.device
+        a = harmonics(config.rows, config.columns, config.rows).to(device)(
+            (self.states[some + stride].float() - self.states[some].float())
+            / change.to(device)[:, None, None]
         )
         l = torch.arange(config.rows)
-        scale = (4 * torch.pi * power(a).mean(0) / (2 * l + 1)).sqrt()  # of |a_lm|, [C, L]
+        scale = (4 * torch.pi * power(a).mean(0).cpu() / (2 * l + 1)).sqrt()  # of |a_lm|, [C, L]
         self.scale = scale.clamp(min=FLOOR * float(scale.max()))
         parts = torch.tril(torch.ones(config.rows, config.rows))  # of each degree: 2 l + 1 numbers
         self.share = parts / (2 * l + 1)[:, None] / config.rows

@@ -52,12 +52,14 @@ class AtmosphereOptions:
     Arguments:
         hours: of a step.
         loss: `crps` or `diffusion`.
+        leads: steps that members go with `crps`.
         width, levels, blocks, dropout: of the network.
         jitter: see `AtmosphereTask`.
     """
 
     hours: int = 24
     loss: str = "crps"
+    leads: int = 1
     width: int = 48
     levels: int = 3
     blocks: int = 2
@@ -154,7 +156,7 @@ def train_atmosphere(
         PerrinError: there is too little to train on.
     """
     stride, lengths = record.stride(options.hours), record.runs(used)
-    steps = sum(max(0, n - 2 * stride) for n in lengths)
+    steps = sum(max(0, n - (1 + options.leads) * stride) for n in lengths)
     if steps < FEWEST:
         raise PerrinError(
             f"expected {FEWEST} or more steps of {options.hours} hours with the state before to train on, given {steps} in "
@@ -193,6 +195,7 @@ def train_atmosphere(
         batch=how.batch,
         seed=how.seed,
         jitter=options.jitter,
+        leads=options.leads,
         lengths=lengths,
     )
     losses = Trainer(task, how, folder, accelerator=accelerator, devices=1).run()
